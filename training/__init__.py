@@ -1,0 +1,1 @@
+"""How each built-in model was made: data, recipe, evaluation. Not part of the wheel."""
