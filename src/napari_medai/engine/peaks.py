@@ -1,0 +1,175 @@
+"""From a heatmap to objects: peaks, their sizes, and one box per object, in any number of dimensions.
+
+A centre network (CenterNet; Zhou, Wang and Kraehenbuehl, "Objects as Points", 2019) gives a heatmap that
+peaks at the centre of each object and, at every pixel, the size an object centred there would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one image, best first.
+
+    Attributes
+    ----------
+    centres
+        Index coordinates, float64, shape (n, ndim); the centre of pixel 0 is 0.0.
+    sizes
+        Full extent along each axis in pixels, float64, shape (n, ndim).
+    scores
+        Between 0 and 1, float64, shape (n,), descending.
+    """
+
+    centres: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def boxes(self) -> NDArray[np.float64]:
+        """Lower and upper corner of each object in index coordinates, shape (n, 2, ndim)."""
+        return np.stack([self.centres - self.sizes / 2, self.centres + self.sizes / 2], axis=1)
+
+
+def find_peaks(
+    heatmap: NDArray[np.floating], threshold: float, min_distance: float = 2.0
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Local maxima of a heatmap, the highest first.
+
+    Parameters
+    ----------
+    heatmap
+        Any number of dimensions.
+    threshold
+        Lowest value a peak may have (inclusive).
+    min_distance
+        Of two peaks nearer than this, in pixels, only the higher is kept. At 2 or more (default 2), one
+        peak is left of a flat top up to three pixels wide.
+
+    Returns
+    -------
+    centres : ndarray
+        Integer index coordinates, shape (n, ndim).
+    scores : ndarray
+        The heatmap there, float64, shape (n,), descending.
+    """
+    highest = ndimage.maximum_filter(heatmap, size=3, mode="constant", cval=-np.inf)
+    centres = np.argwhere((heatmap == highest) & (heatmap >= threshold))
+    scores = heatmap[tuple(centres.T)].astype(np.float64)
+    order = np.argsort(-scores, kind="stable")
+    centres, scores = centres[order], scores[order]
+    keep = _keep_apart(centres.astype(np.float64), np.full(len(centres), float(min_distance)))
+    return centres[keep], scores[keep]
+
+
+def suppress(
+    centres: NDArray[np.floating],
+    sizes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    *,
+    max_iou: float | None = None,
+    min_distance: float | NDArray[np.floating] | None = None,
+) -> NDArray[np.intp]:
+    """Greedy non-maximum suppression of boxes or of points, the highest score first.
+
+    Parameters
+    ----------
+    centres, sizes
+        Centres and full extents, shape (n, ndim), in any one unit.
+    scores
+        Shape (n,).
+    max_iou
+        A box whose intersection over union with a better box is greater than this is dropped.
+    min_distance
+        An object nearer than this to a better one is dropped; one number, or one per object (shape (n,)),
+        then the better object's number counts.
+
+    Returns
+    -------
+    ndarray
+        Indices of the kept objects, the highest score first.
+
+    Raises
+    ------
+    ValueError
+        If neither or both criteria are given.
+    """
+    if (max_iou is None) == (min_distance is None):
+        raise ValueError("give max_iou or min_distance, one of the two")
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    points = np.asarray(centres, dtype=np.float64)[order]
+    extents = np.asarray(sizes, dtype=np.float64)[order]
+    if min_distance is not None:
+        reach = np.broadcast_to(np.asarray(min_distance, dtype=np.float64), (len(points),))
+        reach = reach[order] if np.ndim(min_distance) else reach
+        return order[_keep_apart(points, reach)]
+    low, high = points - extents / 2, points + extents / 2
+    volume = extents.prod(axis=1)
+    alive = np.ones(len(points), dtype=bool)
+    for i in range(len(points)):
+        if not alive[i]:
+            continue
+        overlap = np.minimum(high[i], high[i + 1 :]) - np.maximum(low[i], low[i + 1 :])
+        shared = np.clip(overlap, 0, None).prod(axis=1)
+        union = volume[i] + volume[i + 1 :] - shared
+        alive[i + 1 :] &= shared <= max_iou * union
+    return order[alive]
+
+
+def detect_peaks(
+    heatmap: NDArray[np.floating],
+    sizes: NDArray[np.floating],
+    *,
+    threshold: float,
+    min_distance: float = 2.0,
+    max_iou: float = 0.3,
+) -> Detections:
+    """Objects of a centre network's output.
+
+    Parameters
+    ----------
+    heatmap
+        Probability that an object is centred at each pixel, shape (\\*space).
+    sizes
+        Full extent in pixels along each axis of an object centred at each pixel, shape (ndim, \\*space), or
+        one map (\\*space) for objects as wide as they are high.
+    threshold
+        Lowest score of an object.
+    min_distance
+        Objects nearer than this, in pixels, to a better one are dropped.
+    max_iou
+        Objects whose box overlaps a better one's by more than this are dropped.
+
+    Returns
+    -------
+    Detections
+        In pixels of the heatmap.
+    """
+    centres, scores = find_peaks(heatmap, threshold, min_distance)
+    per_axis = sizes if sizes.ndim == heatmap.ndim + 1 else np.stack([sizes] * heatmap.ndim)
+    extents = per_axis[(slice(None), *centres.T)].T.astype(np.float64)
+    keep = suppress(centres.astype(np.float64), extents, scores, max_iou=max_iou)
+    return Detections(centres[keep].astype(np.float64), extents[keep], scores[keep])
+
+
+def _keep_apart(points: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of points in order of merit, mark those not nearer than a better kept one's reach."""
+    alive = np.ones(len(points), dtype=bool)
+    if len(points) == 0:
+        return alive
+    tree = KDTree(points)
+    for i in range(len(points)):
+        if alive[i]:
+            # query_ball_point includes the rim; a distance of exactly min_distance is allowed.
+            near = np.asarray(tree.query_ball_point(points[i], np.nextafter(reach[i], 0.0)), dtype=np.intp)
+            alive[near[near > i]] = False
+    return alive
