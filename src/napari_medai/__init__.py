@@ -1,0 +1,61 @@
+"""Deep learning on medical and microscopy images, in napari and headless, in true patient geometry.
+
+Research software, not a medical device.
+
+>>> import napari_medai as medai
+>>> ct = medai.open("study/CT")  # doctest: +SKIP
+>>> mask = medai.segment(ct, "brain")  # doctest: +SKIP
+>>> medai.save(mask, "brain.nii.gz")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("napari-medai")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0"
+
+# name -> module that defines it; imported on first use (PEP 562), so that nothing heavy loads early
+_LAZY = {
+    "open": "napari_medai.io",
+    "list_series": "napari_medai.io",
+    "save": "napari_medai.io",
+    "load_model": "napari_medai.models",
+    "find_models": "napari_medai.models",
+    "denoise": "napari_medai.api",
+    "segment": "napari_medai.api",
+    "classify": "napari_medai.api",
+    "detect": "napari_medai.api",
+    "explain": "napari_medai.api",
+    "run_stage": "napari_medai.api",
+    "sample": "napari_medai.samples",
+    "Volume": "napari_medai.core.volume",
+    "from_array": "napari_medai.core.volume",
+    "Progress": "napari_medai.core.stage",
+    "MedaiError": "napari_medai.core.errors",
+}
+
+__all__ = sorted([*_LAZY, "__version__"])
+
+if TYPE_CHECKING:
+    from napari_medai.api import classify, denoise, detect, explain, run_stage, segment
+    from napari_medai.core.errors import MedaiError
+    from napari_medai.core.stage import Progress
+    from napari_medai.core.volume import Volume, from_array
+    from napari_medai.io import list_series, open, save
+    from napari_medai.models import find_models, load_model
+    from napari_medai.samples import sample
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,93 @@
+"""The stages as plain functions; what the panel, the shell and the batch runner call too."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from napari_medai.core.errors import ParamsError
+from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
+from napari_medai.core.stage import Params, Progress, fields_of
+from napari_medai.core.volume import Volume
+from napari_medai.models import load_model
+from napari_medai.models.spec import Model
+from napari_medai.stages import STAGES
+
+
+def run_stage(
+    stage: str,
+    volume: Volume,
+    model: str | Model = "",
+    params: Params | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Run a stage by name.
+
+    Parameters
+    ----------
+    stage : str
+        A key of `napari_medai.stages.STAGES`.
+    volume : Volume
+        The image.
+    model : str or Model
+        Empty takes the stage's default.
+    params : Params, optional
+        Of the stage's own class.
+    progress : Progress, optional
+        Told how far the run is; may stop it.
+
+    Returns
+    -------
+    Result
+        Of the stage's own kind.
+
+    Raises
+    ------
+    MedaiError
+        As the stage documents.
+    """
+    if stage not in STAGES:
+        raise ParamsError(f"No stage is called {stage!r}; there are: {', '.join(STAGES)}.")
+    row = STAGES[stage]
+    result: Result = row.load()(
+        volume, load_model(model or row.default_model), params or row.params(), progress or Progress()
+    )
+    return result
+
+
+def _call(stage: str, volume: Volume, model: str | Model, progress: Progress | None, values: dict[str, Any]) -> Result:
+    params = STAGES[stage].params
+    unknown = set(values) - {f.name for f in fields_of(params)}
+    if unknown:
+        known = ", ".join(f.name for f in fields_of(params))
+        raise ParamsError(f"{stage} has no parameter {', '.join(sorted(unknown))}; it has: {known}.")
+    return run_stage(stage, volume, model, params(**values), progress)
+
+
+def denoise(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Denoised:
+    """Denoise an image; parameters as `napari_medai.stages.denoise.DenoiseParams`.
+
+    Without a model, volumes in patient space take ``self3d`` and everything else ``self2d``.
+    """
+    if not model:
+        model = "self3d" if volume.ndim_spatial == 3 else "self2d"
+    return cast(Denoised, _call("denoise", volume, model, progress, params))
+
+
+def segment(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Mask:
+    """Segment an image; parameters as `napari_medai.stages.segment.SegmentParams`."""
+    return cast(Mask, _call("segment", volume, model, progress, params))
+
+
+def classify(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Scores:
+    """Classify an image; parameters as `napari_medai.stages.classify.ClassifyParams`."""
+    return cast(Scores, _call("classify", volume, model, progress, params))
+
+
+def detect(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Boxes:
+    """Detect objects; parameters as `napari_medai.stages.detect.DetectParams`."""
+    return cast(Boxes, _call("detect", volume, model, progress, params))
+
+
+def explain(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Heatmap:
+    """Explain a network's answer; parameters as `napari_medai.stages.explain.ExplainParams`."""
+    return cast(Heatmap, _call("explain", volume, model, progress, params))

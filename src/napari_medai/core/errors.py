@@ -1,0 +1,121 @@
+"""Every exception a user may catch.
+
+A message says what was found, what was expected and what to do. It never holds patient data: no
+names, birth dates or identifiers of people, and no header text that could hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MedaiError(Exception):
+    """Base of all errors that napari-medai raises on purpose."""
+
+
+class ReadError(MedaiError):
+    """A file or folder could not be read as an image."""
+
+
+class UnsupportedFormatError(ReadError):
+    """No reader knows the file, or its kind of content is not an image."""
+
+
+class NoImagesError(ReadError):
+    """A folder or archive holds no image that can be opened."""
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One image series as a person chooses it; holds no patient identity.
+
+    Attributes
+    ----------
+    uid : str
+        Series Instance UID (0020,000E), with a suffix ``#n`` where one series holds several images.
+    modality : str
+        Modality (0008,0060), e.g. ``"CT"``.
+    description : str
+        Series Description (0008,103E).
+    number : int or None
+        Series Number (0020,0011).
+    shape : tuple of int
+        Size of the array that opens, (z, y, x) or with leading axes.
+    spacing_mm : tuple of float
+        Voxel spacing along z, y, x in millimetres.
+    files : int
+        Number of files.
+    """
+
+    uid: str
+    modality: str
+    description: str
+    number: int | None
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    files: int
+
+    def __str__(self) -> str:
+        size = " x ".join(str(n) for n in self.shape)
+        number = "-" if self.number is None else str(self.number)
+        return f"{self.uid}  {self.modality or '?'}  no. {number}  {self.description or '(no description)'}  {size}"
+
+
+class SeriesChoiceError(ReadError):
+    """Several series were found where one was asked for.
+
+    Attributes
+    ----------
+    series : tuple of SeriesInfo
+        What was found; pass the ``uid`` of one as ``series_uid``.
+    """
+
+    def __init__(self, where: str, series: Sequence[SeriesInfo]) -> None:
+        self.series = tuple(series)
+        listing = "\n".join(f"  {s}" for s in self.series)
+        super().__init__(f"{len(self.series)} series in {where}; pass series_uid=… with one of:\n{listing}")
+
+
+class WriteError(MedaiError):
+    """A result could not be written; no partial file is left."""
+
+
+class GeometryError(MedaiError):
+    """An affine or a grid does not describe a place in space, or two grids do not fit together."""
+
+
+class InputError(MedaiError):
+    """A stage was given something that it cannot work on."""
+
+
+class NotFiniteError(InputError):
+    """An image holds NaN or infinite values where numbers are needed."""
+
+
+class ModelError(MedaiError):
+    """A model cannot be found, loaded or run."""
+
+
+class ModelNotFoundError(ModelError):
+    """No source knows the model's id."""
+
+
+class ModelFitError(ModelError):
+    """The image is not what the model accepts."""
+
+
+class DeviceError(MedaiError):
+    """The device asked for is absent or ran out of memory beyond every fallback."""
+
+
+class DependencyError(MedaiError):
+    """An optional package is needed and not installed."""
+
+
+class SampleError(MedaiError):
+    """A sample image is not in the cache and cannot be fetched."""
+
+
+class ParamsError(MedaiError):
+    """A parameter has a value out of its range."""

@@ -1,0 +1,71 @@
+"""Segment: labels on the grid of the scan, with names, colours and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_medai.core.result import Mask
+from napari_medai.core.stage import Params, Part, Progress, param
+from napari_medai.core.volume import Volume
+from napari_medai.models.spec import Model
+from napari_medai.stages.common import check_fit, frames, one_channel, pixels, stack
+from napari_medai.stages.measure import measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentParams(Params):
+    """Parameters of `run`."""
+
+    channel: int = param(0, "Channel", "Which channel of a multi-channel image is segmented.", low=0, high=63)
+    diameter: float = param(
+        0.0, "Object diameter", "Typical diameter in pixels; 0 estimates it from the image.", low=0, high=2000
+    )
+    threshold: float = param(
+        0.5, "Threshold", "Probability above which a pixel is foreground.", low=0.01, high=0.99, step=0.05
+    )
+    min_size: int = param(
+        0,
+        "Smallest object",
+        "Objects with fewer voxels are removed; 0 lets the model decide.",
+        low=0,
+        high=10**9,
+    )
+
+
+def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress) -> Mask:
+    """Segment an image or volume, or each of a series along ``t``.
+
+    Returns
+    -------
+    Mask
+        Integer labels on the volume's grid; instances are numbered from 1 in each frame.
+
+    Raises
+    ------
+    ModelFitError, InputError, Cancelled
+        The image does not fit, is not finite or constant; the run was stopped.
+    """
+    from napari_medai.engine.run import start
+
+    notes = check_fit(volume, model, "segment")
+    with start("segment", volume, model, params, progress, notes) as run:
+        scan = one_channel(volume, params.channel)
+        parts = frames(scan)
+        labelled, images = [], []
+        for n, frame in enumerate(parts):
+            run.progress = Part(progress, n / len(parts), (n + 1) / len(parts))
+            images.append(pixels(frame))
+            labelled.append(run.runner(frame.replace(array=images[-1]), run, params))
+        labels = scan.replace(
+            array=stack(labelled, scan),
+            name=f"{volume.name} {model.id}",
+            modality="SEG",
+            meta=dict(volume.meta),
+        )
+        gives = model.spec.gives
+        names = {label.value: label.name for label in gives.labels} if gives.kind == "labels" else {}
+        colors = {label.value: label.color for label in gives.labels if label.color and gives.kind == "labels"}
+        table = measure(labels, np.stack(images) if "t" in scan.axes else images[0], names, gives.kind == "instances")
+        return Mask(labels, run.provenance(), names, colors, table)
