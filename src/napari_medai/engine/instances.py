@@ -1,0 +1,85 @@
+"""From foreground and depth maps to instance labels: seeds, watershed, clean-up."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import label
+from skimage.morphology import reconstruction
+from skimage.segmentation import watershed
+
+
+def decode_instances(
+    foreground: NDArray[np.floating],
+    depth: NDArray[np.floating],
+    *,
+    foreground_threshold: float = 0.5,
+    seed_threshold: float = 0.4,
+    saddle: float = 0.1,
+    min_area: int = 12,
+) -> NDArray[np.int32]:
+    """Objects of a network that predicts foreground and normalised depth.
+
+    Each hill of the depth map that rises by more than `saddle` above the saddle to a higher one is a seed
+    (an h-maximum; Soille, Morphological Image Analysis, 6.3.5); the foreground is shared out between the
+    seeds by a watershed on the depth map.
+
+    Parameters
+    ----------
+    foreground
+        Probability of foreground, shape (y, x) (any number of dimensions works).
+    depth
+        Distance to the object's rim over the greatest such distance in the object, 0..1, same shape.
+    foreground_threshold
+        Lowest probability of an object's pixels.
+    seed_threshold
+        Lowest depth of a seed's top.
+    saddle
+        How far the depth must fall between two objects; 0..1.
+    min_area
+        Objects of fewer pixels are dropped, holes of fewer pixels are filled.
+
+    Returns
+    -------
+    ndarray
+        int32 labels 1..n without gaps, same shape, 0 is background. Every object is one connected piece.
+    """
+    mask = foreground >= foreground_threshold
+    mask = _fill_small_holes(mask, min_area)
+    hills = np.where(mask, ndimage.gaussian_filter(depth.astype(np.float32), 1.0), 0.0)
+    cut = reconstruction(hills - np.float32(saddle), hills, method="dilation")
+    # What sticks out of the cut landscape are the tops of hills at least `saddle` high.
+    above = hills - cut
+    tops = label((above > 0.5 * saddle) & mask, connectivity=1)
+    numbers = np.arange(tops.max() + 1)
+    height = ndimage.maximum(hills, tops, index=numbers)
+    # A hill lower than `saddle` sticks out by its own height only; the tolerance is for float32.
+    high = ndimage.maximum(above, tops, index=numbers) > 0.999 * saddle
+    seeds = np.where(high & (height >= seed_threshold) & (numbers > 0), numbers, 0)[tops]
+    labels = watershed(-hills, seeds, mask=mask & _reach(mask, seeds))
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    return _renumber(labels, areas >= max(min_area, 1))
+
+
+def _reach(mask: NDArray[np.bool_], seeds: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Connected pieces of the mask that hold a seed."""
+    pieces = label(mask, connectivity=1)
+    with_seed = np.zeros(pieces.max() + 1, dtype=bool)
+    with_seed[pieces[seeds > 0]] = True
+    with_seed[0] = False
+    return np.asarray(with_seed[pieces])
+
+
+def _fill_small_holes(mask: NDArray[np.bool_], max_area: int) -> NDArray[np.bool_]:
+    holes = label(~mask, connectivity=1)
+    small = np.bincount(holes.ravel()) < max_area
+    small[0] = False  # label 0 is the mask itself
+    return np.asarray(mask | small[holes])
+
+
+def _renumber(labels: NDArray[np.integer], keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Labels 1..n in the old order, those not marked in `keep` set to 0."""
+    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return np.asarray(numbers[labels], dtype=np.int32)

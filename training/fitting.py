@@ -1,0 +1,141 @@
+"""What the trainers of networks on fluorescence share: the loop, whole-image prediction, files, the card."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+Batch = tuple[torch.Tensor, ...]
+
+
+def fit(
+    network: torch.nn.Module,
+    batch: Callable[[np.random.Generator], Batch],
+    loss: Callable[[torch.Tensor, Batch], torch.Tensor],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    checkpoint: Path | None = None,
+    report_every: int = 50,
+) -> float:
+    """Train a network with AdamW under a one-cycle learning rate.
+
+    Parameters
+    ----------
+    network
+        Changed in place; left in evaluation mode.
+    batch
+        Makes one batch; its first tensor is the network's input.
+    loss
+        Of the network's output and the batch.
+    steps
+        Number of batches.
+    rate
+        Highest learning rate.
+    seed
+        Of the batches.
+    checkpoint
+        Written every ten reports, so that a cut-off run is not lost.
+    report_every
+        Steps between printed lines.
+
+    Returns
+    -------
+    float
+        Seconds it took.
+    """
+    rng = np.random.default_rng(seed)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.15)
+    network.train()
+    began, recent = time.monotonic(), 0.0
+    for step in range(1, steps + 1):
+        made = batch(rng)
+        value = loss(network(made[0]), made)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimiser.step()
+        schedule.step()
+        recent = value.item() if step == 1 else 0.95 * recent + 0.05 * value.item()
+        if step % report_every == 0:
+            print(f"step {step}/{steps} loss {recent:.4f} {time.monotonic() - began:.0f} s", flush=True)
+            if checkpoint is not None and step % (10 * report_every) == 0:
+                save_weights(network, checkpoint)
+    network.eval()
+    return time.monotonic() - began
+
+
+def save_weights(network: torch.nn.Module, path: Path) -> None:
+    """Write a network's state as float16 safetensors; counters of batch normalisation are left out."""
+    state = {
+        name: value.detach().to(torch.float16).contiguous()
+        for name, value in network.state_dict().items()
+        if value.is_floating_point()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    save_file(state, partial)
+    partial.replace(path)
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Read a state written by `save_weights` into a network, which is then in evaluation mode.
+
+    Raises
+    ------
+    RuntimeError
+        If a weight is missing or too many (the counters of batch normalisation may be missing).
+    """
+    found = network.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
+    wanting = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if wanting or found.unexpected_keys:
+        raise RuntimeError(f"the weights do not fit: {wanting} missing, {found.unexpected_keys} too many")
+    network.eval()
+
+
+def predict(network: torch.nn.Module, image: NDArray[np.float32], multiple: int = 16) -> NDArray[np.float32]:
+    """Apply a network to a whole image, reflected at its far edges up to a multiple of `multiple`.
+
+    Parameters
+    ----------
+    image
+        Shape (y, x).
+
+    Returns
+    -------
+    ndarray
+        Shape (K, y, x).
+    """
+    height, width = image.shape
+    padded = np.pad(image, ((0, -height % multiple), (0, -width % multiple)), mode="reflect")
+    with torch.inference_mode():
+        out = network(torch.from_numpy(padded)[None, None])[0]
+    return np.asarray(out[:, :height, :width].numpy())
+
+
+def write_into_card(card: Path, marker: str, text: str) -> None:
+    """Replace what stands between ``<!-- marker -->`` and ``<!-- /marker -->`` in a model card.
+
+    Raises
+    ------
+    ValueError
+        If the card has no such pair of marks.
+    """
+    before = card.read_text(encoding="utf-8")
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    after, found = re.subn(pattern, lambda _: f"{begin}\n{text.strip()}\n{end}", before, flags=re.DOTALL)
+    if found != 1:
+        raise ValueError(f"{card.name} has {found} blocks {begin} … {end}, expected 1")
+    partial = card.with_name(card.name + ".part")
+    partial.write_text(after, encoding="utf-8")
+    partial.replace(card)

@@ -1,0 +1,176 @@
+"""Train and evaluate the built-in model `micronuclei`: ``python -m training.micronuclei train|evaluate|validate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import napari_medai.models
+from napari_medai.engine.objectsize import estimate_diameter, rescale, rescaled_to_original, scale_for
+from napari_medai.engine.peaks import Detections, detect_peaks
+from napari_medai.nets import build
+from training.fitting import Batch, fit, load_weights, predict, save_weights
+from training.fluorescence import Prepared, normalise, prepare, random_exposure, random_patch
+from training.metrics import Counts, match_points
+from training.mnfinder import Slide, load_split
+
+FOLDER = Path(napari_medai.models.__file__).parent / "builtin" / "micronuclei"
+WEIGHTS = FOLDER / "weights.safetensors"
+NETWORK = "micronuclei_centres"
+TARGET = 36.0
+"""Typical diameter of a nucleus, in pixels, at the network's scale; a micronucleus then measures about 8."""
+SEED = 20261122
+PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 1200, 3e-3, 0.25
+
+
+def heatmap(centres: NDArray[np.float64], sizes: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """What the network should say: 1 at each centre's pixel, a Gaussian around it.
+
+    The Gaussian's deviation is a sixth of the object's diameter, between 1 and 3 pixels.
+
+    Returns
+    -------
+    ndarray
+        Shape (3, size, size): heat, and the logarithms of height and width of the object whose heat is
+        highest at the pixel.
+    """
+    out = np.zeros((3, size, size), dtype=np.float32)
+    rows, columns = np.mgrid[:size, :size]
+    for (y, x), extent in zip(np.rint(centres), sizes, strict=True):
+        sigma = float(np.clip(extent.mean() / 6, 1.0, 3.0))
+        heat = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
+        nearest = heat > out[0]
+        out[0][nearest] = heat[nearest]
+        out[1][nearest], out[2][nearest] = np.log(np.maximum(extent, 1.0))
+    return out
+
+
+def sampler(slides: list[Prepared], size: int, count: int, rng: np.random.Generator) -> Batch:
+    """A batch of patches: three in four around a micronucleus, the others around a nucleus.
+
+    Micronuclei cover less than a hundredth of an image; drawn blindly, most patches would hold none.
+
+    Returns
+    -------
+    tuple of Tensor
+        Images (count, 1, size, size); heat and log sizes (count, 3, size, size); micronucleus and nucleus
+        masks (count, 2, size, size).
+    """
+    planes, heats = [], []
+    for index in rng.integers(len(slides), size=count):
+        slide = slides[index]
+        if rng.random() < 0.75 and len(slide.centres):
+            middle = slide.centres[rng.integers(len(slide.centres))]
+        else:
+            inside = torch.nonzero(slide.planes[1] > 0.5)
+            middle = inside[rng.integers(len(inside))].numpy().astype(np.float64)
+        patch, centres, sizes = random_patch(slide, size, middle + rng.uniform(-size / 3, size / 3, 2), rng, ZOOM)
+        planes.append(patch)
+        heats.append(torch.from_numpy(heatmap(centres, sizes, size)))
+    stacked = torch.stack(planes)
+    return random_exposure(stacked[:, :1], rng), torch.stack(heats), stacked[:, [4, 1]]
+
+
+def loss(output: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """CenterNet's focal loss of the centres, L1 of the log sizes near them, and two helping masks.
+
+    The focal loss (alpha 2, beta 4) is divided by the number of centres, so that the vast background does
+    not drown them; the masks of micronuclei (weighted tenfold, with Dice) and of nuclei teach the network
+    what the centres are centres of.
+    """
+    heat, sizes, masks = batch[1][:, :1], batch[1][:, 1:], batch[2]
+    log_p = torch.nn.functional.logsigmoid(output[:, :1])
+    log_q = torch.nn.functional.logsigmoid(-output[:, :1])
+    p = output[:, :1].sigmoid()
+    centre = heat > 0.999
+    focal = -torch.where(centre, (1 - p) ** 2 * log_p, (1 - heat) ** 4 * p**2 * log_q).sum()
+    near = (heat > 0.5).float()
+    count = centre.sum().clamp(min=1)
+    extent = ((output[:, 1:3] - sizes).abs() * near).sum() / near.sum().clamp(min=1)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    small = entropy(output[:, 3], masks[:, 0], weight=1 + 9 * masks[:, 0])
+    share = output[:, 3].sigmoid()
+    dice = 1 - (2 * (share * masks[:, 0]).sum() + 1) / (share.sum() + masks[:, 0].sum() + 1)
+    large = entropy(output[:, 4], masks[:, 1])
+    return focal / count + 0.2 * extent + small + 0.5 * dice + 0.5 * large
+
+
+def train(weights: Path, slides: list[Slide], steps: int = STEPS) -> float:
+    """Fit the network and write its weights; returns the seconds the fit took."""
+    torch.manual_seed(SEED)
+    prepared = [prepare(slide, TARGET) for slide in slides]
+    network = build(NETWORK)
+    with torch.no_grad():  # begin with few centres, as CenterNet and RetinaNet do
+        final = network.unet.final_conv  # type: ignore[union-attr]
+        final.bias.copy_(torch.tensor([-4.0, 2.0, 2.0, -4.0, -1.0]))  # type: ignore[union-attr, operator]
+    seconds = fit(
+        network,
+        lambda rng: sampler(prepared, PATCH, BATCH, rng),
+        loss,
+        steps=steps,
+        rate=RATE,
+        seed=SEED,
+        checkpoint=weights.with_suffix(".checkpoint"),
+    )
+    save_weights(network, weights)
+    weights.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return seconds
+
+
+def maps(network: torch.nn.Module, image: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Heat and sizes at the network's scale, shape (3, y', x')."""
+    small = rescale(normalise(image)[None], scale_for(estimate_diameter(image), TARGET))[0]
+    return predict(network, small)
+
+
+def detections(output: NDArray[np.float32], shape: tuple[int, int], **options: float) -> Detections:
+    """Micronuclei on the image's own grid, of `shape`, out of `maps`."""
+    found = detect_peaks(output[0], output[1:3], **options)
+    rescaled = (output.shape[1], output.shape[2])
+    factor = np.array(shape) / np.array(rescaled)
+    return Detections(rescaled_to_original(found.centres, rescaled, shape), found.sizes * factor, found.scores)
+
+
+def validate(weights: Path) -> None:
+    """Print the pooled F1 on the validation images over a few thresholds."""
+    network = build(NETWORK)
+    load_weights(network, weights)
+    slides = load_split("validation")
+    outputs = [maps(network, slide.image) for slide in slides]
+    for distance in (2.0, 3.0, 4.0):
+        for threshold in np.arange(0.15, 0.6, 0.05):
+            counts = [
+                match_points(
+                    detections(o, s.image.shape, threshold=threshold, min_distance=distance).centres,  # type: ignore[arg-type]
+                    s.micronuclei,
+                )
+                for o, s in zip(outputs, slides, strict=True)
+            ]
+            pooled = sum(counts, Counts())
+            print(
+                f"distance {distance} threshold {threshold:.2f}: F1 {pooled.f1:.4f} precision "
+                f"{pooled.precision:.3f} recall {pooled.recall:.3f} each {[round(c.f1, 3) for c in counts]}"
+            )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=("train", "validate"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.action == "train":
+        seconds = train(chosen.weights, load_split("training"), chosen.steps)
+        print(f"trained in {seconds / 60:.1f} minutes")
+    else:
+        validate(chosen.weights)
+
+
+if __name__ == "__main__":
+    main()
