@@ -8,7 +8,7 @@ from napari_medai.core.errors import ParamsError
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.stage import Params, Progress, fields_of
 from napari_medai.core.volume import Volume
-from napari_medai.models import load_model
+from napari_medai.models import find_models, load_model
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
 
@@ -29,7 +29,7 @@ def run_stage(
     volume : Volume
         The image.
     model : str or Model
-        Empty takes the stage's default.
+        Empty takes `default_model`.
     params : Params, optional
         Of the stage's own class.
     progress : Progress, optional
@@ -48,10 +48,29 @@ def run_stage(
     if stage not in STAGES:
         raise ParamsError(f"No stage is called {stage!r}; there are: {', '.join(STAGES)}.")
     row = STAGES[stage]
-    result: Result = row.load()(
-        volume, load_model(model or row.default_model), params or row.params(), progress or Progress()
-    )
+    chosen = load_model(model or default_model(stage, volume))
+    result: Result = row.load()(volume, chosen, params or row.params(), progress or Progress())
     return result
+
+
+def default_model(stage: str, volume: Volume) -> str:
+    """Id of the model a stage takes for an image when none is named: the first that fits its dimensions.
+
+    The stage's own default comes first; ``segment`` of a volume takes ``brain``, of a slide ``nuclei``.
+
+    Raises
+    ------
+    ParamsError
+        No stage has the name.
+    """
+    if stage not in STAGES:
+        raise ParamsError(f"No stage is called {stage!r}; there are: {', '.join(STAGES)}.")
+    first = STAGES[stage].default_model
+    candidates = find_models("" if stage == "explain" else stage)
+    fitting = [m.id for m in candidates if volume.ndim_spatial in m.spec.accepts.ndim]
+    if stage == "denoise" and volume.ndim_spatial == 3 and "self3d" in fitting:
+        return "self3d"
+    return first if first in fitting or not fitting else fitting[0]
 
 
 def _call(stage: str, volume: Volume, model: str | Model, progress: Progress | None, values: dict[str, Any]) -> Result:
@@ -64,12 +83,7 @@ def _call(stage: str, volume: Volume, model: str | Model, progress: Progress | N
 
 
 def denoise(volume: Volume, model: str | Model = "", *, progress: Progress | None = None, **params: Any) -> Denoised:
-    """Denoise an image; parameters as `napari_medai.stages.denoise.DenoiseParams`.
-
-    Without a model, volumes in patient space take ``self3d`` and everything else ``self2d``.
-    """
-    if not model:
-        model = "self3d" if volume.ndim_spatial == 3 else "self2d"
+    """Denoise an image; parameters as `napari_medai.stages.denoise.DenoiseParams`."""
     return cast(Denoised, _call("denoise", volume, model, progress, params))
 
 

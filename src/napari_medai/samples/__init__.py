@@ -56,8 +56,8 @@ SAMPLES: Mapping[str, Sample] = {
         "deb",
         "usr/share/mricron/templates/ch2.nii.gz",
         "MR",
-        "Holmes et al. 1998, J Comput Assist Tomogr 22:324; McConnell Brain Imaging Centre, McGill University",
-        "LicenseRef-MNI",
+        "Holmes et al. 1998, J Comput Assist Tomogr 22:324; as distributed by Debian",
+        "BSD-3-Clause",
     ),
     "micronuclei_slide": Sample(
         "Nuclei and micronuclei (U2OS, H2B, 20x)",
@@ -70,13 +70,13 @@ SAMPLES: Mapping[str, Sample] = {
         "MIT",
     ),
     "nuclei_3d": Sample(
-        "Nuclei in 3-D (synthetic embryo, StarDist)",
+        "Nuclei in 3-D (simulated, StarDist)",
         "nuclei_3d.tif",
         "stardist",
         "==0.9.2",
         "stardist/data/images/img3d.tif",
         "fluorescence",
-        "StarDist test data (Weigert et al. 2020)",
+        "StarDist test data: simulated nuclei (Weigert et al. 2020)",
         "BSD-3-Clause",
     ),
     "dicomdir": Sample(
@@ -107,7 +107,7 @@ SAMPLES: Mapping[str, Sample] = {
         "skimage/data/ihc.png",
         "SM",
         "Center for Microscopy and Molecular Imaging; through scikit-image",
-        "CC0-1.0",
+        "no known copyright restrictions",
     ),
 }
 
@@ -180,7 +180,7 @@ def sample(name: str, series_uid: str = "") -> Volume:
     """
     from napari_medai.io import open as open_volume
 
-    volume = open_volume(sample_path(name), series_uid=series_uid)
+    volume: Volume = open_volume(sample_path(name), series_uid=series_uid)
     if volume.modality or not SAMPLES[name].modality:
         return volume
     if name == "nuclei_3d" and "z" not in volume.axes:

@@ -23,7 +23,7 @@ class SegmentParams(Params):
         0.0, "Object diameter", "Typical diameter in pixels; 0 estimates it from the image.", low=0, high=2000
     )
     threshold: float = param(
-        0.5, "Threshold", "Probability above which a pixel is foreground.", low=0.01, high=0.99, step=0.05
+        0.0, "Threshold", "Probability of foreground; 0 takes the model's own.", low=0, high=0.99, step=0.05
     )
     min_size: int = param(
         0,

@@ -1,0 +1,43 @@
+# make demo   sets everything up, runs all stages on real images in a napari window, saves into demo-output/
+# make test   sets everything up, checks the code and runs all tests
+# make docs   builds the documentation into site/
+# Second runs skip what is done.
+
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+READY := .venv/.ready
+# A real screen is used where there is one; else a virtual one.
+SCREEN := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY)),,xvfb-run -a -s "-screen 0 1600x1000x24")
+
+.PHONY: demo test check docs samples clean
+
+demo: $(READY) samples
+	$(SCREEN) $(BIN)/medai demo --out demo-output
+
+test: $(READY) samples check
+	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/npe2 validate napari-medai
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+samples: $(READY)
+	@$(BIN)/medai samples > /dev/null
+
+$(READY): pyproject.toml constraints.txt scripts/system-libraries.sh
+	PYTHON=$(PYTHON) sh scripts/system-libraries.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-output site dist

@@ -1,0 +1,338 @@
+"""The command ``medai``: arguments in, exit code out (0 ok, 1 failed, 2 bad usage)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from napari_medai.core.errors import MedaiError, ParamsError, ReadError
+from napari_medai.core.geometry import orientation_code
+from napari_medai.core.result import Result
+from napari_medai.core.stage import Progress, Stage, fields_of
+from napari_medai.core.volume import Volume
+from napari_medai.stages import STAGES
+
+app = typer.Typer(
+    help="AI on medical and microscopy images, in true patient geometry. Research software, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The models that can be run here.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Series = Annotated[str, typer.Option("--series", help="Series UID, where a folder holds several.")]
+
+
+def main() -> None:
+    """Entry point: every expected error becomes one line on standard error and an exit code."""
+    logging.captureWarnings(True)  # third-party warnings are no part of the answer
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    try:
+        app(standalone_mode=True)
+    except MedaiError as error:
+        _say(f"medai: {error}")
+        sys.exit(2 if isinstance(error, ParamsError) else 1)
+    except KeyboardInterrupt:
+        _say("medai: stopped; no file was left half-written.")
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+class _Shown(Progress):
+    """A bar on a terminal; elsewhere one plain line for each tenth of the way."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.tenth, self.bar, self.task = title, -1, None, None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(title, total=1.0)
+
+    def __enter__(self) -> _Shown:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def update(self, done: float, total: float, message: str = "") -> None:
+        """See `Progress.update`."""
+        share = done / total if total else 1.0
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=share, description=f"{self.title} {message}".strip())
+        elif int(share * 10) > self.tenth:
+            self.tenth = int(share * 10)
+            print(f"{self.title}: {self.tenth * 10} % {message}".rstrip(), file=sys.stderr)
+
+    def note(self, message: str) -> None:
+        """See `Progress.note`."""
+        _say(f"{self.title}: note: {message}")
+
+
+def _open(source: Path, series: str) -> Volume:
+    from napari_medai.io import open as open_volume
+
+    return open_volume(source, series_uid=series)
+
+
+@app.command()
+def info(source: Path, as_json: Json = False) -> None:
+    """List the series in a file or folder: size, spacing, orientation, findings."""
+    from napari_medai.io import list_series
+
+    rows = []
+    for entry in list_series(source):
+        row: dict[str, Any] = {
+            "uid": entry.uid,
+            "modality": entry.modality,
+            "number": entry.number,
+            "description": entry.description,
+            "shape": list(entry.shape),
+            "files": entry.files,
+        }
+        try:
+            volume = _open(source, entry.uid)
+            row |= {
+                "axes": volume.axes,
+                "shape": list(volume.shape),
+                "dtype": str(volume.dtype),
+                "spacing": [round(s, 6) for s in volume.spacing],
+                "units": volume.units,
+                "orientation": orientation_code(volume.affine) if volume.units == "mm" else "",
+                "affine": volume.affine.tolist(),
+                "findings": list(volume.meta.get("findings", ())),
+            }
+        except ReadError as error:
+            row |= {"axes": "", "spacing": list(entry.spacing_mm), "findings": [str(error)]}
+        rows.append(row)
+    if as_json:
+        _print_json({"source": source.name, "series": rows})
+        return
+    table = RichTable("series", "modality", "description", "size", "spacing", "orientation", "findings")
+    for row in rows:
+        size = " x ".join(f"{a}{n}" for a, n in zip(row["axes"] or "?" * 9, row["shape"], strict=False))
+        step = " x ".join(f"{s:.3g}" for s in row["spacing"])
+        table.add_row(
+            row["uid"],
+            row["modality"] or "?",
+            f"{'' if row['number'] is None else row['number']} {row['description']}".strip(),
+            size,
+            f"{step} {row.get('units', 'mm')}",
+            row.get("orientation", ""),
+            "\n".join(row["findings"]) or "-",
+        )
+    _console().print(table)
+
+
+def _console() -> Console:
+    # a pipe or a file gets every column in full
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+
+
+@app.command()
+def convert(source: Path, target: Path, series: Series = "") -> None:
+    """Convert to the format of TARGET's suffix; into a folder, one NIfTI per series."""
+    from napari_medai.io.convert import convert as convert_files
+
+    for path in convert_files(source, target, series_uid=series):
+        print(path)
+
+
+def _stage_command(stage: Stage) -> Callable[..., None]:
+    """A command whose options are the stage's parameters."""
+    fields = fields_of(stage.params)
+
+    def command(source: Path, model: str, out: Path | None, series: str, as_json: bool, **values: Any) -> None:
+        from napari_medai.api import run_stage
+        from napari_medai.io import save
+
+        params = stage.params(**values)
+        volume = _open(source, series)
+        chosen = model or _default_model(stage, volume)
+        with _Shown(stage.name) as shown:
+            result = run_stage(stage.name, volume, chosen, params, shown)
+        written = save(result, out) if out is not None else None
+        if as_json:
+            _print_json(_as_json(result))
+        else:
+            _summary(stage, result, written)
+
+    option = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("source", option, annotation=Path),
+        inspect.Parameter(
+            "model",
+            option,
+            default="",
+            annotation=Annotated[str, typer.Option("--model", "-m", help="Model id (see `medai models list`).")],
+        ),
+        inspect.Parameter(
+            "out",
+            option,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the result.")],
+        ),
+        inspect.Parameter("series", option, default="", annotation=Series),
+        inspect.Parameter("as_json", option, default=False, annotation=Json),
+    ]
+    for field in fields:
+        kind: Any = Literal[field.choices] if field.choices else field.type
+        flag = typer.Option(f"--{field.name.replace('_', '-')}", help=field.help, min=field.low, max=field.high)
+        if kind not in (int, float):
+            flag = typer.Option(f"--{field.name.replace('_', '-')}", help=field.help)
+        parameters.append(
+            inspect.Parameter(field.name, option, default=field.default, annotation=Annotated[kind, flag])
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = stage.summary
+    return command
+
+
+def _default_model(stage: Stage, volume: Volume) -> str:
+    from napari_medai.api import default_model
+
+    return default_model(stage.name, volume)
+
+
+for _stage in STAGES.values():
+    app.command(_stage.name)(_stage_command(_stage))
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    from napari_medai.io.tables import result_as_dict
+
+    return result_as_dict(result)
+
+
+def _summary(stage: Stage, result: Result, written: Path | None) -> None:
+    from napari_medai.io.tables import table_of
+
+    record = result.provenance
+    table = table_of(result)
+    if table:
+        shown = RichTable(*table)
+        rows = list(zip(*table.values(), strict=True))
+        for row in rows[:20]:
+            shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        _console().print(shown)
+        if len(rows) > 20:
+            print(f"… and {len(rows) - 20} more rows")
+    print(f"{stage.name} with {record.model} on {record.device} in {record.seconds:.1f} s")
+    for note in record.notes:
+        print(f"note: {note}")
+    if written is not None:
+        print(f"written: {written}")
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the models that can be run now."""
+    from napari_medai.models import find_models
+
+    found = find_models()
+    if as_json:
+        _print_json([m.spec.model_dump(mode="json") | {"source": m.source} for m in found])
+        return
+    table = RichTable("id", "stage", "for", "summary", "licence", "source")
+    for m in found:
+        space = " or ".join(f"{n}-D" for n in m.spec.accepts.ndim)
+        table.add_row(
+            m.id,
+            m.spec.stage,
+            f"{space} {', '.join(m.spec.accepts.modality)}".strip(),
+            m.spec.summary,
+            m.spec.licence,
+            m.source,
+        )
+    _console().print(table)
+
+
+@models_app.command("show")
+def models_show(model: str, as_json: Json = False) -> None:
+    """Show a model's card."""
+    from napari_medai.models import load_model
+
+    found = load_model(model)
+    if as_json:
+        _print_json(found.spec.model_dump(mode="json") | {"source": found.source, "card": found.card})
+    else:
+        print(found.card)
+
+
+@app.command()
+def samples(
+    name: Annotated[str, typer.Argument(help="One sample; all if none is named.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring the sample images into the cache, once, while online; list where they are."""
+    from napari_medai.samples import SAMPLES, fetch_all, sample_path
+
+    if name:
+        from napari_medai.samples.fetch import download_package
+
+        print(sample_path(name, download_package))
+        return
+    failed = fetch_all(lambda line: None if as_json else print(line))
+    if as_json:
+        missing = {line.partition(":")[0] for line in failed}
+        _print_json({k: None if k in missing else str(sample_path(k)) for k in SAMPLES})
+    for line in failed:
+        _say(f"medai: {line}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for screenshots and results.")] = Path("demo-output"),
+    window: Annotated[bool, typer.Option(help="Keep the window open at the end.")] = True,
+) -> None:
+    """Run all five stages on the samples in a napari window and save what comes out."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if find_spec("napari") is None:
+        raise MedaiError('The demo needs napari; install it with: pip install "napari-medai[all]"')
+    # the window belongs to ui, which the shell does not know otherwise
+    import_module("napari_medai.ui.demo").run(out, keep_open=window)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print versions, devices, codecs, graphics and what is missing."""
+    from napari_medai.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(report)
+        return
+    for section, lines in report.items():
+        print(f"{section}:")
+        for key, value in lines.items():
+            print(f"  {key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Runners of the models for whole volumes and of those without weights: blobs and self-denoising."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.core.volume import Volume
+from napari_medai.engine.blobs import Polarity, find_blobs
+from napari_medai.engine.results import Found
+from napari_medai.engine.selfdenoise import denoise
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
+
+
+def detect_blobs(volume: Volume, run: Run, params: Any) -> Found:
+    """Blob-like objects of a volume (z, y, x), with the diameter in voxels along each axis."""
+    options = run.spec.options
+    polarity = params.polarity if params.polarity != "model" else options["polarity"]
+    finest = min(volume.spacing)
+    blobs = find_blobs(
+        volume.numpy(),
+        volume.spacing,
+        run.predict,
+        threshold=params.threshold or float(options["threshold"]),
+        polarity=cast(Polarity, polarity),
+        diameter=params.diameter * finest,
+    )
+    names = {label.value: label.name for label in run.spec.gives.labels}
+    return Found(
+        blobs.centres,
+        blobs.diameters[:, None] / np.asarray(volume.spacing),
+        [names[1] if bright else names[2] for bright in blobs.bright],
+        blobs.scores,
+    )
+
+
+def denoise_itself(volume: Volume, run: Run, params: Any) -> NDArray[np.float32]:
+    """Denoise an image (…, y, x) with its colours and channels together; 2-D models take volumes plane by plane."""
+    ndim = min(run.spec.accepts.ndim) if "z" not in volume.axes else int(run.spec.options["ndim"])
+    image, axes = volume.numpy(), volume.axes
+    channel = next((axes.index(a) for a in "cs" if a in axes), None)
+    planes = image[np.newaxis] if channel is None else np.moveaxis(image, channel, 0)
+    by_plane = ndim == 2 and "z" in axes
+    parts = [planes[:, k] for k in range(planes.shape[1])] if by_plane else [planes]
+    cleaned = []
+    for n, part in enumerate(parts):
+        cleaned.append(
+            denoise(
+                np.ascontiguousarray(part),
+                ndim=part.ndim - 1,
+                steps=params.steps,
+                seed=params.seed,
+                device=run.device,
+                progress=lambda done, total, message="", n=n: run.progress.update(
+                    n + done / max(total, 1), len(parts), message
+                ),
+            )
+        )
+        run.tiles += 1
+    whole = np.stack(cleaned, axis=1) if by_plane else cleaned[0]
+    return whole[0] if channel is None else np.moveaxis(whole, 0, channel)
