@@ -1,0 +1,45 @@
+"""Run a model on a Volume: device, tiles, memory, weights, and the record of it.
+
+`RUNNERS` is the table of the code that prepares a model's input and decodes its output. A new runner is one
+file in this folder and one row. Importing this package leaves torch alone; its modules import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from napari_medai.core.errors import ModelError
+
+__all__ = ["RUNNERS", "load_runner"]
+
+# `ModelSpec.runner` -> "module:function" of `function(volume, run, params)`, imported on first use
+RUNNERS: Mapping[str, str] = {
+    "blobs3d": "napari_medai.engine.volumes:detect_blobs",
+    "brain": "napari_medai.engine.brain:segment_brain",
+    "micronuclei": "napari_medai.engine.nuclei:detect_micronuclei",
+    "nuclei": "napari_medai.engine.nuclei:segment_nuclei",
+    "quality": "napari_medai.engine.quality:classify_slices",
+    "self": "napari_medai.engine.volumes:denoise_itself",
+}
+
+
+def load_runner(name: str) -> Callable[..., Any]:
+    """Import the runner with a name.
+
+    Returns
+    -------
+    callable
+        ``runner(volume, run, params)``; what it gives depends on the stage.
+
+    Raises
+    ------
+    ModelError
+        No runner has the name; the message lists those that exist.
+    """
+    if name not in RUNNERS:
+        raise ModelError(f"The model asks for the runner {name!r}; there are: {', '.join(sorted(RUNNERS))}.")
+    module, _, function = RUNNERS[name].partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found

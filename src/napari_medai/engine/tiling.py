@@ -1,0 +1,230 @@
+"""Tiles of an image in any number of dimensions, and their seamless sum.
+
+Tiles begin at multiples of the network's total stride (`multiple`), also where the image ends, so that a network
+with pooling sees every voxel at the same phase whatever the tile: with a bounded receptive field, tiled equals
+untiled. The weights of a voxel over all tiles add up to exactly one, axis by axis, so that no map of weights as
+large as the image is kept and nothing is divided at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.core.errors import ModelError
+
+# Standard deviation of the Gaussian as a share of the tile's edge (Isensee et al., nnU-Net, Nature Methods 18, 2021)
+GAUSSIAN_SIGMA = 0.125
+# A voxel deep in a tile never gets less than this share of the weight at the tile's centre
+SMALLEST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one axis.
+
+    Attributes
+    ----------
+    size : int
+        Of the image.
+    tile : int
+        Edge of a tile; the last tile reaches over the image's end where ``size`` is no multiple.
+    starts : tuple of int
+        First index of each tile.
+    margin : int
+        Voxels at each inner edge of a tile that get no weight: they saw the network's own padding.
+    """
+
+    size: int
+    tile: int
+    starts: tuple[int, ...]
+    margin: int
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """Weight of each tile's voxels, (tiles, tile); at each index of the image they add up to one."""
+        position = (np.arange(self.tile) - (self.tile - 1) / 2) / (GAUSSIAN_SIGMA * self.tile)
+        bell = np.maximum(np.exp(-0.5 * position**2), SMALLEST_WEIGHT)
+        weights = np.tile(bell, (len(self.starts), 1))
+        if self.margin:
+            weights[1:, : self.margin] = 0
+            weights[:-1, -self.margin :] = 0
+        total = np.zeros(self.starts[-1] + self.tile)
+        for start, row in zip(self.starts, weights, strict=True):
+            total[start : start + self.tile] += row
+        for start, row in zip(self.starts, weights, strict=True):
+            row /= total[start : start + self.tile]
+        return weights.astype(np.float32)
+
+    def indices(self, number: int) -> NDArray[np.intp]:
+        """Where tile ``number`` reads the image, (tile,): beyond its end the image is reflected."""
+        index = np.arange(self.starts[number], self.starts[number] + self.tile)
+        if self.size == 1:
+            return np.zeros_like(index)
+        index = index % (2 * self.size - 2)
+        return np.minimum(index, 2 * self.size - 2 - index)
+
+
+# A tile is its number along each axis.
+Tile = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How an image is cut into tiles.
+
+    Attributes
+    ----------
+    axes : tuple of Axis
+        One per spatial axis of the image.
+    multiple : tuple of int
+        Of which tiles and their starts are multiples.
+    """
+
+    axes: tuple[Axis, ...]
+    multiple: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the image."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """Edges of a tile in voxels."""
+        return tuple(axis.tile for axis in self.axes)
+
+    def __len__(self) -> int:
+        return prod(len(axis.starts) for axis in self.axes)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(np.ndindex(*(len(axis.starts) for axis in self.axes)))
+
+    def cut(self, array: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
+        """The pixels of one tile, (C, \\*tile), of an image (C, \\*shape)."""
+        cut: NDArray[np.float32] = array
+        for n, axis in enumerate(self.axes):
+            index = axis.indices(tile[n])
+            low, high = int(index.min()), int(index.max()) + 1
+            cut = cut[(slice(None),) * (n + 1) + (slice(low, high),)]
+            if high - low != axis.tile or index[0] > index[-1]:
+                cut = np.take(cut, index - low, axis=n + 1)
+        return np.ascontiguousarray(cut)
+
+    def place(self, tile: Tile) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where a tile lies in the image, and the part of the tile that lies there."""
+        inside, part = [], []
+        for axis, number in zip(self.axes, tile, strict=True):
+            start = axis.starts[number]
+            stop = min(axis.size, start + axis.tile)
+            inside.append(slice(start, stop))
+            part.append(slice(0, stop - start))
+        return tuple(inside), tuple(part)
+
+    def weight(self, tile: Tile) -> NDArray[np.float32]:
+        """Weight of a tile's voxels, shape ``tile``."""
+        weight: NDArray[np.float32] = np.ones((1,) * len(self.axes), dtype=np.float32)
+        for n, axis in enumerate(self.axes):
+            row = axis.weights[tile[n]]
+            weight = weight * row.reshape([-1 if m == n else 1 for m in range(len(self.axes))])
+        return weight
+
+
+def plan_tiles(
+    shape: Sequence[int], tile: Sequence[int], overlap: float = 0.25, multiple: int | Sequence[int] = 1
+) -> TilePlan:
+    """Cut an image into tiles that overlap.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the image's spatial axes.
+    tile : sequence of int
+        Largest edges; rounded down to a multiple, and shrunk where the image is smaller, to the smallest
+        multiple that holds it (the image is reflected to fill it).
+    overlap : float
+        Smallest share of a tile that it shares with its neighbour, in 0..1. Default 0.25.
+    multiple : int or sequence of int
+        The network's total stride. Default 1. A network that needs one fixed size has that size as multiple.
+
+    Raises
+    ------
+    ModelError
+        The numbers of axes differ, or a number is out of range.
+    """
+    sizes, edges = tuple(int(n) for n in shape), tuple(int(n) for n in tile)
+    steps = (int(multiple),) * len(sizes) if isinstance(multiple, int) else tuple(int(n) for n in multiple)
+    if len(edges) != len(sizes) or len(steps) != len(sizes):
+        raise ModelError(f"Tiles of {len(edges)} axes in multiples of {len(steps)} do not cut {len(sizes)} axes.")
+    if not 0 <= overlap < 1 or min((*sizes, *edges, *steps)) < 1:
+        raise ModelError(f"No tiles of {edges} in multiples of {steps} with an overlap of {overlap} cut {sizes}.")
+    axes = [_plan_axis(n, edge, overlap, step) for n, edge, step in zip(sizes, edges, steps, strict=True)]
+    return TilePlan(tuple(axes), steps)
+
+
+def _plan_axis(size: int, edge: int, overlap: float, multiple: int) -> Axis:
+    padded = ceil(size / multiple) * multiple
+    edge = min(padded, max(multiple, edge // multiple * multiple))
+    step = max(multiple, int(edge * (1 - overlap)) // multiple * multiple)
+    count = ceil((padded - edge) / step) + 1
+    # Spread evenly. Rounded to a multiple no gap grows beyond the step, which is a multiple itself.
+    last = (padded - edge) // multiple
+    starts = tuple(multiple * (n * last // max(1, count - 1)) for n in range(count))
+    return Axis(size, edge, starts, (edge - step) // 4 if count > 1 else 0)
+
+
+class Stitcher:
+    """Adds weighted tiles up to an image; knows the number of channels after the first tile.
+
+    Parameters
+    ----------
+    plan : TilePlan
+        How the image was cut.
+
+    Attributes
+    ----------
+    done : int
+        Number of tiles that were added.
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self.plan = plan
+        self.done = 0
+        self._sum: NDArray[np.float32] | None = None
+
+    def add(self, tile: Tile, values: NDArray[np.float32]) -> None:
+        """Add the output (K, \\*tile) of one tile, already multiplied by `TilePlan.weight`.
+
+        Raises
+        ------
+        ModelError
+            The number of channels differs from the first tile's, or the size from the tile's.
+        """
+        if values.shape[1:] != self.plan.tile:
+            raise ModelError(f"The network made {values.shape[1:]} out of a tile of {self.plan.tile}; they must agree.")
+        if self._sum is None:
+            self._sum = np.zeros((values.shape[0], *self.plan.shape), dtype=np.float32)
+        if values.shape[0] != self._sum.shape[0]:
+            raise ModelError(
+                f"The network gave {values.shape[0]} channels after {self._sum.shape[0]} in the tile before."
+            )
+        inside, part = self.plan.place(tile)
+        self._sum[(slice(None), *inside)] += values[(slice(None), *part)]
+        self.done += 1
+
+    def result(self) -> NDArray[np.float32]:
+        """The image (K, \\*shape) once every tile has been added.
+
+        Raises
+        ------
+        ModelError
+            No tile was added.
+        """
+        if self._sum is None:
+            raise ModelError("No tile was added: there is no image yet.")
+        return self._sum

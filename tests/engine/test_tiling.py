@@ -1,0 +1,130 @@
+"""Tiles: where they lie, what they read, and that their sum is the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_medai.core.errors import ModelError
+from napari_medai.engine.tiling import Stitcher, plan_tiles
+
+
+def stitched(array, plan):
+    stitcher = Stitcher(plan)
+    for tile in plan:
+        stitcher.add(tile, plan.cut(array, tile) * plan.weight(tile))
+    return stitcher.result()
+
+
+def test_starts_are_spread_evenly_over_an_axis():
+    # 10 voxels, tiles of 4, at least half shared: starts at most 2 apart, the last at 6
+    plan = plan_tiles((10,), (4,), overlap=0.5)
+    assert plan.axes[0].starts == (0, 2, 4, 6)
+    # 10 with tiles of 4 and nothing shared: 3 tiles must reach 10
+    assert plan_tiles((10,), (4,), overlap=0.0).axes[0].starts == (0, 3, 6)
+
+
+def test_tiles_begin_and_end_at_multiples():
+    plan = plan_tiles((50,), (37,), overlap=0.25, multiple=16)
+    # 37 is rounded down to 32; 50 up to 64, which two tiles with a step of 16 or 32 cover
+    assert plan.tile == (32,)
+    assert plan.axes[0].starts == (0, 16, 32)
+
+
+def test_an_image_smaller_than_a_tile_is_reflected_to_the_next_multiple():
+    plan = plan_tiles((5, 3), (64, 64), multiple=4)
+    assert len(plan) == 1
+    assert plan.tile == (8, 4)
+    image = np.arange(15, dtype=np.float32).reshape(1, 5, 3)
+    cut = plan.cut(image, next(iter(plan)))
+    assert cut[0, :, 0].tolist() == [0, 3, 6, 9, 12, 9, 6, 3]  # row 5 mirrors row 3, row 6 row 2 …
+    assert cut[0, 0].tolist() == [0, 1, 2, 1]
+
+
+def test_one_voxel_is_repeated():
+    plan = plan_tiles((1,), (8,), multiple=8)
+    assert plan.cut(np.full((2, 1), 3, np.float32), (0,)).tolist() == [[3] * 8] * 2
+
+
+def test_a_fixed_size_is_a_multiple_of_itself():
+    assert plan_tiles((20, 40), (32, 32), multiple=(32, 32)).tile == (32, 32)
+
+
+def test_inner_edges_have_no_weight_and_outer_edges_have_all():
+    plan = plan_tiles((28,), (16,), overlap=0.25)
+    first, second = plan.axes[0].weights
+    assert plan.axes[0].starts == (0, 12)
+    assert first[:12].tolist() == [1] * 12
+    assert first[-1] == 0  # a quarter of the four shared voxels
+    assert second[0] == 0
+    assert second[4:].tolist() == [1] * 12
+    assert first[13] + second[1] == pytest.approx(1)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_stitching_tiles_gives_the_image_back(data):
+    ndim = data.draw(st.integers(1, 3))
+    shape = tuple(data.draw(st.integers(1, 24)) for _ in range(ndim))
+    tile = tuple(data.draw(st.integers(1, 16)) for _ in range(ndim))
+    plan = plan_tiles(shape, tile, data.draw(st.floats(0, 0.8)), data.draw(st.sampled_from([1, 2, 4, 8])))
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    np.testing.assert_allclose(stitched(image, plan), image, atol=1e-5)
+
+
+@given(
+    size=st.integers(1, 400),
+    tile=st.integers(1, 128),
+    overlap=st.floats(0, 0.9),
+    multiple=st.sampled_from([1, 2, 8, 16]),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_axis_is_covered_with_the_overlap_asked_for(size, tile, overlap, multiple):
+    axis = plan_tiles((size,), (tile,), overlap, multiple).axes[0]
+    assert axis.starts[0] == 0
+    assert axis.starts[-1] + axis.tile == -(-size // multiple) * multiple
+    assert all(start % multiple == 0 for start in axis.starts)
+    gaps = np.diff(axis.starts)
+    if axis.tile * (1 - overlap) >= multiple:
+        assert (gaps <= axis.tile * (1 - overlap)).all()
+    assert (gaps <= axis.tile).all()
+    total = np.zeros(axis.starts[-1] + axis.tile)
+    for start, weight in zip(axis.starts, axis.weights, strict=True):
+        total[start : start + axis.tile] += weight
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+def test_no_seam_in_a_constant():
+    plan = plan_tiles((40, 40), (16, 16), 0.25, 4)
+    out = stitched(np.ones((1, 40, 40), np.float32), plan)
+    assert np.abs(out - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "overlap", "multiple"),
+    [((8, 8), (4,), 0.5, 1), ((8,), (4,), 1.0, 1), ((8,), (0,), 0.5, 1), ((8,), (4,), 0.5, 0), ((0,), (4,), 0.5, 1)],
+)
+def test_impossible_plans_are_errors(shape, tile, overlap, multiple):
+    with pytest.raises(ModelError, match="cut"):
+        plan_tiles(shape, tile, overlap, multiple)
+
+
+def test_another_number_of_channels_is_an_error():
+    plan = plan_tiles((8,), (4,), 0.0)
+    stitcher = Stitcher(plan)
+    stitcher.add((0,), np.zeros((2, 4), np.float32))
+    with pytest.raises(ModelError, match="3 channels after 2"):
+        stitcher.add((1,), np.zeros((3, 4), np.float32))
+
+
+def test_a_tile_of_another_size_is_an_error():
+    plan = plan_tiles((8,), (4,), 0.0)
+    with pytest.raises(ModelError, match=r"\(2,\) out of a tile of \(4,\)"):
+        Stitcher(plan).add((0,), np.zeros((1, 2), np.float32))
+
+
+def test_without_tiles_there_is_no_image():
+    with pytest.raises(ModelError, match="No tile"):
+        Stitcher(plan_tiles((8,), (4,))).result()
