@@ -1,0 +1,126 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from napari_medai.core.errors import WriteError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
+    errno.EACCES: "there is no permission to write there",
+    errno.EPERM: "there is no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "the folder does not exist; make it first",
+    errno.ENOTDIR: "a part of the folder's path is a file",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """What the system said, in words."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or "the system refused it")
+    return WriteError(f"{path} was not written: {reason}. Nothing partial is left.")
+
+
+class _Target(io.FileIO):
+    """The temporary file. What goes wrong in it is told apart from errors of whoever computes the content."""
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        super().__init__(temporary, "x+")
+        self.target = path
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise write_error(self.target, error) from error
+
+    def fileno(self) -> int:
+        # numpy and tifffile would otherwise write past this object, to the descriptor itself
+        raise io.UnsupportedOperation("fileno")
+
+    def sync(self) -> None:
+        os.fsync(super().fileno())
+
+
+@contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file to write; it takes its name when the block ends without an error.
+
+    Until then the content lies beside the target under a temporary name that starts with a dot. It
+    is synchronised to the disk and renamed over the target; on any error, an interrupt from the
+    keyboard too, it is removed and an older file of that name stays as it was.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, the folder is missing, there is no permission, or the target is a folder.
+    """
+    path = Path(path).expanduser()
+    target = path.resolve()  # a link keeps being one: what it points to is replaced
+    if target.is_dir():
+        raise WriteError(f"{path} was not written: it is a folder. Give the name of a file.")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        raw = _Target(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    file = io.BufferedRandom(raw, buffer_size=1 << 20)
+    try:
+        yield cast(BinaryIO, file)
+        try:
+            file.flush()
+            raw.sync()
+            file.close()
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise write_error(path, error) from error
+    except BaseException:
+        with suppress(OSError, WriteError):
+            file.close()  # tries to flush again what could not be written
+        with suppress(OSError):
+            raw.close()
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems know no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a small file whole or not at all.
+
+    Raises
+    ------
+    WriteError
+        As `written`.
+    """
+    with written(path) as file:
+        file.write(content)
+    return Path(path)
