@@ -1,0 +1,301 @@
+"""One image plane as the header describes it, whatever kind of file it sits in.
+
+Classic files hold one plane each, enhanced ones describe each frame in functional groups
+(PS3.3 C.7.6.16), doses and tomograms by an offset, Siemens mosaics by a private header.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.core.errors import GeometryError
+from napari_medai.io.dicom.headers import Header, items, number, numbers, text
+from napari_medai.io.dicom.mosaic import mosaic_of
+
+# Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
+DIRECTION_TOLERANCE = 0.02
+# At most as many frames as a header may claim; above it a count is taken for damage.
+MOST_FRAMES = 1_000_000
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One plane.
+
+    Attributes
+    ----------
+    header : Header
+        Of the file.
+    index : int
+        Frame number in the file, from 0.
+    tile : tuple of 2 ints or None
+        First row and column of the plane within the frame, for mosaics.
+    rows, columns : int
+        Size.
+    position : (3,) array or None
+        Centre of the first pixel, (x, y, z) in mm, LPS.
+    orientation : (2, 3) array or None
+        Unit vectors along a row and along a column, (x, y, z).
+    spacing : tuple of 2 floats or None
+        Distance of rows and of columns in mm.
+    thickness : float or None
+        Distance to the next slice, or the slice's thickness, in mm.
+    slope, intercept : float
+        Stored value -> value.
+    window : tuple of 2 floats or None
+        Lowest and highest value to show.
+    kind : str
+        What sort of image it is, by the later values of Image Type, e.g. magnitude or phase.
+    marks : mapping of str to float
+        What may tell images of one place apart: ``"b"``, ``"echo"``, ``"time"`` …
+    """
+
+    header: Header
+    index: int
+    rows: int
+    columns: int
+    position: Vector | None
+    orientation: Vector | None
+    spacing: tuple[float, float] | None
+    thickness: float | None
+    slope: float = 1.0
+    intercept: float = 0.0
+    window: tuple[float, float] | None = None
+    kind: str = ""
+    marks: Mapping[str, float] = field(default_factory=dict)
+    tile: tuple[int, int] | None = None
+
+    @property
+    def normal(self) -> Vector:
+        """Unit vector (x, y, z) across the plane: row direction x column direction."""
+        assert self.orientation is not None
+        return np.cross(self.orientation[0], self.orientation[1])
+
+    @property
+    def in_space(self) -> bool:
+        """Whether the plane has a place in the patient."""
+        return self.position is not None and self.orientation is not None and self.spacing is not None
+
+
+def frame_count(header: Header) -> int:
+    """Number of frames in the file; at least 1."""
+    return min(max(1, header.integer("NumberOfFrames", 1)), MOST_FRAMES)
+
+
+def frames_of(header: Header) -> list[Frame]:
+    """All planes of a file.
+
+    Raises
+    ------
+    GeometryError
+        A position, direction or spacing is not a finite number.
+    """
+    mosaic = mosaic_of(header)
+    if mosaic is not None:
+        whole = _frame(header, 0, None, None)
+        return [
+            _replaced(whole, position=position, tile=tile, rows=mosaic.rows, columns=mosaic.columns)
+            for position, tile in zip(mosaic.positions, mosaic.tiles, strict=True)
+        ]
+    count = frame_count(header)
+    shared = next(iter(header.items("SharedFunctionalGroupsSequence")), None)
+    groups = header.items("PerFrameFunctionalGroupsSequence")
+    frames = [_frame(header, n, groups[n] if n < len(groups) else None, shared) for n in range(count)]
+    if count > 1 and not groups:
+        frames = _offset_frames(header, frames)
+    return frames
+
+
+def _replaced(frame: Frame, **changes: Any) -> Frame:
+    values = {name: getattr(frame, name) for name in Frame.__dataclass_fields__}
+    return Frame(**{**values, **changes})
+
+
+def _macro(group: Any, shared: Any, keyword: str) -> Any:
+    for source in (group, shared):
+        if source is not None:
+            found = items(source, keyword)
+            if len(found):
+                return found[0]
+    return None
+
+
+def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
+    fields = header.fields
+    measures = _macro(group, shared, "PixelMeasuresSequence") or fields
+    position = numbers(_macro(group, shared, "PlanePositionSequence") or fields, "ImagePositionPatient")
+    orientation = numbers(_macro(group, shared, "PlaneOrientationSequence") or fields, "ImageOrientationPatient")
+    values = _macro(group, shared, "PixelValueTransformationSequence") or fields
+    window = _macro(group, shared, "FrameVOILUTSequence") or fields
+    slope = number(values, "RescaleSlope")
+    if slope is None and header.text("Modality") == "RTDOSE":
+        slope = header.number("DoseGridScaling")
+    slope = slope if slope is not None and math.isfinite(slope) and slope != 0 else 1.0
+    intercept = number(values, "RescaleIntercept")
+    intercept = intercept if intercept is not None and math.isfinite(intercept) else 0.0
+    return Frame(
+        header,
+        index,
+        header.integer("Rows"),
+        header.integer("Columns"),
+        _finite(position, "position") if len(position) == 3 else None,
+        _directions(_finite(orientation, "orientation")) if len(orientation) == 6 else None,
+        _spacing(header, numbers(measures, "PixelSpacing")),
+        _thickness(measures, fields),
+        slope,
+        intercept,
+        _window(window),
+        _kind(header, group, shared),
+        _marks(header, index, group, shared),
+    )
+
+
+def _finite(values: tuple[float, ...], what: str) -> Vector:
+    if not all(math.isfinite(v) for v in values):
+        raise GeometryError(f"The image {what} in the header is not a finite number; the place is unknown.")
+    return np.array(values)
+
+
+def _directions(values: Vector) -> Vector | None:
+    vectors = values.reshape(2, 3)
+    lengths = np.sqrt((vectors**2).sum(axis=1))
+    if np.abs(lengths - 1).max() > DIRECTION_TOLERANCE:
+        return None
+    vectors = vectors / lengths[:, None]
+    return vectors if abs(float(vectors[0] @ vectors[1])) <= DIRECTION_TOLERANCE else None
+
+
+def _spacing(header: Header, spacing: tuple[float, ...]) -> tuple[float, float] | None:
+    for candidate in (spacing, header.numbers("ImagerPixelSpacing"), header.numbers("NominalScannedPixelSpacing")):
+        if len(candidate) == 1:  # one number for both, against the standard but met in scanned films
+            candidate = (candidate[0], candidate[0])
+        if len(candidate) == 2:
+            rows, columns = _finite(candidate, "pixel spacing")
+            if rows > 0 and columns > 0:
+                return float(rows), float(columns)
+    return None
+
+
+def _thickness(measures: Any, fields: Any) -> float | None:
+    for source, keyword in (
+        (measures, "SpacingBetweenSlices"),
+        (fields, "SpacingBetweenSlices"),
+        (measures, "SliceThickness"),
+        (fields, "SliceThickness"),
+    ):
+        found = number(source, keyword)
+        if found is not None:
+            if not math.isfinite(found):
+                raise GeometryError("The slice spacing in the header is not a finite number; the place is unknown.")
+            if found != 0:
+                return abs(found)
+    return None
+
+
+def _window(fields: Any) -> tuple[float, float] | None:
+    centre, width = number(fields, "WindowCenter"), number(fields, "WindowWidth")
+    if centre is None or width is None or not math.isfinite(centre + width) or width < 1:
+        return None
+    # PS3.3 C.11.2.1.2.1
+    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+
+
+def _kind(header: Header, group: Any, shared: Any) -> str:
+    for keyword in ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"):
+        macro = _macro(group, shared, keyword)
+        if macro is not None:
+            return "\\".join((*text(macro, "FrameType").split("\\")[2:], text(macro, "ComplexImageComponent")))
+    return "\\".join((*header.texts("ImageType")[2:], header.text("ComplexImageComponent").upper()))
+
+
+def _marks(header: Header, index: int, group: Any, shared: Any) -> dict[str, float]:
+    fields = header.fields
+    found: dict[str, float | None] = {
+        "segment": number(_macro(group, shared, "SegmentIdentificationSequence"), "ReferencedSegmentNumber"),
+        "t": header.number("TemporalPositionIndex") or header.number("TemporalPositionIdentifier"),
+        "b": _b_value(header),
+        "echo": header.number("EchoTime"),
+        "inversion": header.number("InversionTime"),
+        "trigger": header.number("TriggerTime"),
+        "flip": header.number("FlipAngle"),
+        "acquisition": header.number("AcquisitionNumber"),
+        "time": _seconds(fields),
+        "instance": header.number("InstanceNumber"),
+        "frame": float(index),
+    }
+    if group is not None:
+        content = _macro(group, shared, "FrameContentSequence")
+        echo = _macro(group, shared, "MREchoSequence")
+        diffusion = _macro(group, shared, "MRDiffusionSequence")
+        trigger = _macro(group, shared, "CardiacSynchronizationSequence")
+        if content is not None:
+            found["t"] = number(content, "TemporalPositionIndex")
+            found["acquisition"] = number(content, "FrameAcquisitionNumber")
+            for n, v in enumerate(numbers(content, "DimensionIndexValues")):
+                found[f"dimension {n}"] = v
+        if echo is not None:
+            found["echo"] = number(echo, "EffectiveEchoTime")
+        if diffusion is not None:
+            found["b"] = number(diffusion, "DiffusionBValue")
+        if trigger is not None:
+            found["trigger"] = number(trigger, "NominalCardiacTriggerDelayTime")
+    return {name: v for name, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def _b_value(header: Header) -> float | None:
+    standard = header.number("DiffusionBValue")
+    if standard is not None:
+        return standard
+    maker = header.text("Manufacturer").upper()
+    if maker.startswith("GE"):
+        found = text(header.fields, 0x00431039).split("\\")[0]
+        # GE adds 10^9 to the b value of multi-shell protocols
+        return float(int(found) % 100_000) if found.lstrip("-").isdigit() else None
+    if maker.startswith("SIEMENS"):
+        found = text(header.fields, 0x0019100C)
+        return float(found) if found.isdigit() else None
+    return None
+
+
+def _seconds(fields: Any) -> float | None:
+    for keyword in ("AcquisitionTime", "ContentTime"):
+        clock = text(fields, keyword).replace(":", "")
+        if len(clock) >= 6 and clock[:6].isdigit():
+            try:
+                return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + float(clock[4:])
+            except ValueError:
+                continue
+    return None
+
+
+def _offset_frames(header: Header, frames: list[Frame]) -> list[Frame]:
+    # RT Dose (PS3.3 C.8.8.3.2) and reconstructed NM tomograms (C.8.4.11, C.8.4.15) give one place and offsets.
+    first = frames[0]
+    offsets = np.array(header.numbers("GridFrameOffsetVector"))
+    if first.in_space and len(offsets) == len(frames):
+        offsets = _finite(tuple(offsets), "frame offset") - offsets[0]
+        return [_replaced(f, position=first.position + first.normal * o) for f, o in zip(frames, offsets, strict=True)]
+    detector = next(iter(header.items("DetectorInformationSequence")), None)
+    if detector is not None and {"TOMO", "RECON TOMO", "RECON GATED TOMO"} & set(header.texts("ImageType")):
+        position = numbers(detector, "ImagePositionPatient")
+        orientation = numbers(detector, "ImageOrientationPatient")
+        step = header.number("SpacingBetweenSlices") or header.number("SliceThickness")
+        if len(position) == 3 and len(orientation) == 6 and step is not None and math.isfinite(step) and step != 0:
+            directions = _directions(_finite(orientation, "orientation"))
+            start = _finite(position, "position")
+            if directions is not None:
+                normal = np.cross(directions[0], directions[1])
+                return [
+                    _replaced(f, position=start + normal * step * n, orientation=directions)
+                    for n, f in enumerate(frames)
+                ]
+    # One position for all frames says nothing of where each of them lies.
+    return [_replaced(f, position=None) for f in frames]

@@ -1,0 +1,359 @@
+"""Decodes one plane at a time: from the bytes in the file to values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels.utils import as_pixel_options
+from pydicom.uid import UID
+
+from napari_medai.core.errors import DependencyError, ReadError, UnsupportedFormatError
+from napari_medai.io.dicom.headers import DEFLATED, Header, items, numbers, value
+from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+
+_NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_NATIVE = (*_NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
+_FLOAT = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
+_CODECS = 'pip install "napari-medai[codecs]"'
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFile:
+    """How the pixels lie in a file; small enough to send to a worker.
+
+    Attributes
+    ----------
+    path, syntax, keyword : str
+        The file, its transfer syntax UID, the keyword of its pixels.
+    offset : int
+        Where their value begins; -1 in deflated files.
+    frames, rows, columns, samples : int
+        Size.
+    allocated, stored, high : int
+        Bits per sample, bits used, highest bit used.
+    signed : bool
+        Whether stored values are signed.
+    photometric : str
+        Photometric Interpretation (0028,0004).
+    options : mapping
+        What pydicom's decoders need.
+    """
+
+    path: str
+    syntax: str
+    keyword: str
+    offset: int
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    photometric: str
+    options: Mapping[str, Any]
+
+    @property
+    def colour(self) -> bool:
+        """Whether a plane has red, green and blue."""
+        return self.samples > 1 or "PALETTE" in self.photometric
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        if self.keyword in _FLOAT:
+            return np.dtype(f"<f{_FLOAT[self.keyword]}")
+        size = max(1, self.allocated // 8)
+        return np.dtype(f"<{'i' if self.signed else 'u'}{size}")
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest value that the used bits can hold."""
+        bits = self.stored if self.allocated > 1 else 1
+        return (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One plane to decode, and what turns its stored values into values.
+
+    Attributes
+    ----------
+    file : PixelFile
+        Where it is.
+    frame : int
+        Frame number, from 0.
+    tile : tuple of 4 ints or None
+        First row, first column, rows and columns within the frame.
+    slope, intercept : float
+        Rescale.
+    inverted : bool
+        Whether small stored values are bright (MONOCHROME1).
+    table : tuple (int, array) or None
+        Modality lookup table instead of a rescale: its first stored value and its entries.
+    """
+
+    file: PixelFile
+    frame: int
+    tile: tuple[int, int, int, int] | None
+    slope: float
+    intercept: float
+    inverted: bool
+    table: tuple[int, NDArray[Any]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are whole numbers."""
+        return self.file.keyword not in _FLOAT and float(self.slope).is_integer() and float(self.intercept).is_integer()
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest value that the stored bits can give."""
+        if self.table is not None:
+            return int(self.table[1].min()), int(self.table[1].max())
+        ends = [v * self.slope + self.intercept for v in self.file.limits]
+        return min(ends), max(ends)
+
+
+def pixel_file(header: Header) -> PixelFile:
+    """Check that the pixels can be decoded and say how they lie.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        There are no pixels, or they are a video.
+    ReadError
+        The header contradicts itself or the file is cut off.
+    DependencyError
+        No decoder for the compression is installed.
+    """
+    name = Path(header.path).name
+    if not header.pixel_keyword:
+        raise UnsupportedFormatError(f"{name} holds no image: {what_it_is(header)}.")
+    rows, columns = header.integer("Rows"), header.integer("Columns")
+    samples = header.integer("SamplesPerPixel", 1)
+    allocated = header.integer("BitsAllocated", 8 * _FLOAT.get(header.pixel_keyword, 0))
+    stored = header.integer("BitsStored", allocated)
+    high = header.integer("HighBit", stored - 1)
+    if rows < 1 or columns < 1 or samples not in (1, 3, 4) or allocated not in (1, 8, 16, 32, 64):
+        raise ReadError(
+            f"{name} describes an image of {rows} x {columns} pixels, {samples} samples and {allocated} bits, "
+            "which cannot be; the header is damaged."
+        )
+    if not 1 <= stored <= allocated:
+        stored = allocated
+    if not stored - 1 <= high < allocated:
+        high = stored - 1
+    photometric = header.text("PhotometricInterpretation").upper()
+    try:
+        options = as_pixel_options(header.fields)
+    except BROKEN_FILE as error:
+        raise ReadError(f"The pixels of {name} are not described well enough to be read.") from error
+    options.update(
+        pixel_keyword=header.pixel_keyword,
+        transfer_syntax_uid=UID(header.syntax),
+        samples_per_pixel=samples,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        pixel_representation=int(header.integer("PixelRepresentation") == 1),
+        photometric_interpretation=photometric or ("RGB" if samples > 1 else "MONOCHROME2"),
+        number_of_frames=max(1, header.integer("NumberOfFrames", 1)),
+        planar_configuration=header.integer("PlanarConfiguration"),
+    )
+    if header.pixel_vr:
+        options["pixel_vr"] = header.pixel_vr
+    found = PixelFile(
+        header.path, header.syntax, header.pixel_keyword, header.pixel_offset, options["number_of_frames"],
+        rows, columns, samples, allocated, stored, high, options["pixel_representation"] == 1,
+        options["photometric_interpretation"], options,
+    )  # fmt: skip
+    _check_length(header, found, name)
+    _check_decoder(found, name)
+    return found
+
+
+def what_it_is(header: Header) -> str:
+    """What a file without pixels is, by its SOP class: a name out of the standard."""
+    uid = header.text("SOPClassUID")
+    return UID(uid).name if uid and UID(uid).name != uid else "its kind of object is not known"
+
+
+def _check_length(header: Header, file: PixelFile, name: str) -> None:
+    if header.pixel_offset < 0:
+        return
+    there = header.size - header.pixel_offset
+    if file.syntax not in _NATIVE:
+        if there < 16:
+            raise ReadError(f"{name} is cut off: its compressed pixels are missing.")
+        return
+    bits = file.frames * file.rows * file.columns * file.samples * file.allocated
+    if file.photometric == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    needed = (bits + 7) // 8
+    if header.pixel_length >= 0:
+        there = min(there, header.pixel_length)
+    if there < needed:
+        raise ReadError(
+            f"{name} is cut off or damaged: {file.frames} x {file.rows} x {file.columns} pixels need {needed} bytes, "
+            f"{max(0, there)} are there."
+        )
+
+
+def _check_decoder(file: PixelFile, name: str) -> None:
+    uid = UID(file.syntax)
+    try:
+        decoder = get_decoder(uid)
+    except NotImplementedError as error:
+        raise UnsupportedFormatError(
+            f"The pixels of {name} are stored as {uid.name}, which cannot be read as an image."
+        ) from error
+    if not decoder.is_available:
+        missing = "; ".join(decoder.missing_dependencies)
+        raise DependencyError(
+            f"The pixels of {name} are compressed as {uid.name}, and none of its decoders is installed ({missing}). "
+            f"Install one with {_CODECS}."
+        )
+
+
+def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The values of a plane.
+
+    Parameters
+    ----------
+    plane : Plane
+        Which.
+    dtype : numpy.dtype
+        Type of the result; large enough for the values.
+
+    Returns
+    -------
+    (rows, columns) or (rows, columns, 3) array
+
+    Raises
+    ------
+    ReadError
+        The pixels are damaged or the file has gone.
+    """
+    stored = _stored(plane.file, plane.frame)
+    if plane.tile is not None:
+        row, column, rows, columns = plane.tile
+        stored = stored[row : row + rows, column : column + columns]
+    if plane.file.colour:
+        return stored.astype(dtype, copy=False)
+    if plane.inverted:
+        low, high = plane.file.limits
+        stored = np.subtract(low + high, stored, dtype=np.int64 if stored.dtype.itemsize < 8 else stored.dtype)
+    if plane.table is not None:
+        first, entries = plane.table
+        return entries[np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)].astype(dtype, copy=False)
+    if plane.slope == 1 and plane.intercept == 0:
+        return stored.astype(dtype, copy=False)
+    if dtype.kind == "f":
+        # in double, so that a large intercept does not cost digits
+        return (stored * plane.slope + plane.intercept).astype(dtype)
+    return stored.astype(dtype) * dtype.type(plane.slope) + dtype.type(plane.intercept)
+
+
+def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
+    name = Path(file.path).name
+    try:
+        if _is_plain(file):
+            count = file.rows * file.columns * file.samples
+            start = file.offset + frame * count * file.dtype.itemsize
+            pixels = np.fromfile(file.path, file.dtype, count, offset=start)
+            if len(pixels) < count:
+                raise ReadError(f"Frame {frame} of {name} is cut off.")
+            shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
+            pixels = pixels.reshape(shape)
+        else:
+            with quietly():
+                pixels = _decompressed(file, frame)
+                if "PALETTE" in file.photometric:
+                    pixels = _through_palette(file, pixels)
+    except OSError as error:
+        raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
+    except BROKEN_FILE as error:
+        raise ReadError(f"Frame {frame} of {name} cannot be decoded: its pixels are damaged.") from error
+    return pixels if file.colour else _used_bits(file, pixels)
+
+
+def _is_plain(file: PixelFile) -> bool:
+    return (
+        file.syntax in _NATIVE_LITTLE
+        and file.offset >= 0
+        and file.allocated >= 8
+        and (
+            file.photometric.startswith("MONOCHROME")
+            and file.samples == 1
+            or file.photometric == "RGB"
+            and file.options["planar_configuration"] == 0
+        )
+    )
+
+
+def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
+    decoder = get_decoder(UID(file.syntax))
+    index = frame if file.frames > 1 else 0
+    if file.offset < 0:
+        array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
+    else:
+        with open(file.path, "rb") as stream:
+            stream.seek(file.offset)
+            array, _ = decoder.as_array(stream, index=index, **file.options)
+    result: NDArray[Any] = np.asarray(array)
+    return result
+
+
+@lru_cache(maxsize=2)
+def _inflated(path: str) -> Any:
+    return dcmread(path)
+
+
+def _through_palette(file: PixelFile, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    coloured = apply_color_lut(pixels, _palette(file.path))
+    # Entries of 16 bits are shown with their upper 8 (PS3.3 C.7.6.3.1.6).
+    if coloured.dtype.itemsize == 2:
+        coloured = coloured >> 8
+    return np.asarray(coloured[..., :3], dtype=np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _palette(path: str) -> Any:
+    tags = [
+        f"{prefix}{colour}PaletteColorLookupTable{suffix}"
+        for colour in ("Red", "Green", "Blue")
+        for prefix, suffix in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+    ]
+    return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+
+
+def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
+    # Bits outside the used ones can hold overlays, and a narrow sign need not be extended (PS3.5 8.1.1, 8.1.2).
+    spare = pixels.dtype.itemsize * 8 - file.stored
+    if pixels.dtype.kind == "f" or spare <= 0 or file.allocated == 1:
+        return pixels
+    low = file.high + 1 - file.stored
+    kind = pixels.dtype.newbyteorder("=")
+    return np.right_shift(np.left_shift(pixels.astype(kind), kind.type(spare - low)), kind.type(spare))
+
+
+def modality_table(header: Header) -> tuple[int, NDArray[Any]] | None:
+    """First stored value and entries of a modality lookup table (PS3.3 C.11.1), if there is one."""
+    found = next(iter(items(header.fields, "ModalityLUTSequence")), None)
+    if found is None:
+        return None
+    descriptor = numbers(found, "LUTDescriptor")
+    data = value(found, "LUTData")
+    if len(descriptor) != 3 or data is None:
+        return None
+    entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    return (int(descriptor[1]), entries.astype(np.uint16)) if len(entries) else None

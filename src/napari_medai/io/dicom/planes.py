@@ -1,0 +1,101 @@
+"""Planes as one array that decodes only what is asked for."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.io.dicom.pixels import Plane, decode
+
+# Values beyond these cannot be told apart in float32, so whole numbers stay integers as far as they can.
+_INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
+
+
+class Planes:
+    """An array (t, z, y, x) or (t, z, y, x, s) over planes on disk.
+
+    Parameters
+    ----------
+    planes : sequence of sequences of (Plane or None)
+        ``planes[t][z]``; None is a missing slice.
+    rows, columns : int
+        Size of a plane.
+    dtype : numpy.dtype
+        Type of the values.
+    colour : bool
+        Whether there is an axis s of three samples.
+    blank : float
+        Value of a missing slice.
+    """
+
+    def __init__(
+        self,
+        planes: Sequence[Sequence[Plane | None]],
+        rows: int,
+        columns: int,
+        dtype: np.dtype[Any],
+        colour: bool,
+        blank: float,
+    ) -> None:
+        self.planes = tuple(tuple(row) for row in planes)
+        self.dtype = np.dtype(dtype)
+        self.shape = (len(self.planes), len(self.planes[0]), rows, columns) + ((3,) if colour else ())
+        self.ndim = len(self.shape)
+        self.blank = blank
+
+    def plane(self, t: int, z: int) -> NDArray[Any]:
+        """Decode one plane."""
+        plane = self.planes[t][z]
+        if plane is None:
+            return np.full(self.shape[2:], self.blank, self.dtype)
+        return decode(plane, self.dtype)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Decode the planes that a basic index touches, and no others."""
+        key = key if isinstance(key, tuple) else (key,)
+        if Ellipsis in key:
+            at = key.index(Ellipsis)
+            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
+        key = (*key, *[slice(None)] * (self.ndim - len(key)))
+        wanted = [np.arange(size)[index] for size, index in zip(self.shape[:2], key[:2], strict=True)]
+        rest = tuple(key[2:])
+        ts, zs = (np.atleast_1d(w) for w in wanted)
+        cut = [[self.plane(int(t), int(z))[rest] for z in zs] for t in ts]
+        stacked = np.array(cut, dtype=self.dtype) if len(zs) and len(ts) else self._empty(len(ts), len(zs), rest)
+        return stacked.reshape(wanted[0].shape + wanted[1].shape + stacked.shape[2:])
+
+    def _empty(self, ts: int, zs: int, rest: tuple[Any, ...]) -> NDArray[Any]:
+        inner = np.empty(self.shape[2:], self.dtype)[rest].shape
+        return np.empty((ts, zs, *inner), self.dtype)
+
+    def lazy(self) -> da.Array:
+        """A dask array with one chunk for each plane."""
+        chunks = (1, 1, *self.shape[2:])
+        return da.from_array(self, chunks=chunks, name=f"dicom-{uuid.uuid4().hex}", meta=np.empty((0,) * self.ndim, self.dtype))
+
+
+def common_dtype(planes: Sequence[Plane]) -> np.dtype[Any]:
+    """The smallest type that holds the values of all planes.
+
+    Stored integers keep their type where no rescale changes them; whole slopes and intercepts give
+    integers too; anything else float32 (float64 only for stored doubles).
+    """
+    first = planes[0]
+    if first.file.colour:
+        return np.dtype(np.uint8) if "PALETTE" in first.file.photometric else first.file.dtype.newbyteorder("=")
+    if any(p.file.dtype.kind == "f" for p in planes):
+        return np.dtype(np.float64 if any(p.file.dtype.itemsize == 8 for p in planes) else np.float32)
+    if not all(p.whole for p in planes):
+        return np.dtype(np.float32)
+    if all(p.slope == 1 and p.intercept == 0 and p.table is None for p in planes):
+        return np.result_type(*{p.file.dtype.newbyteorder("=") for p in planes})
+    low, high = min(p.limits[0] for p in planes), max(p.limits[1] for p in planes)
+    for kind in _INTEGERS[2:]:
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return np.dtype(np.float32)
