@@ -1,0 +1,261 @@
+"""Volumes and results as napari layers, each in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world
+from napari_medai.core.provenance import Provenance
+from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
+from napari_medai.core.volume import Volume
+from napari_medai.ui.appearance import heat_colors, image_look, label_colors, label_features
+from napari_medai.ui.placement import METADATA_KEY, display_affine, is_straight, placing
+from napari_medai.ui.scans import displayed_to_world, layer_to_volume, place_of
+
+__all__ = ["LayerData", "layer_to_volume", "result_to_layers", "show_spheres", "volume_to_layer", "volume_to_layers"]
+
+# what napari's `Layer.create` takes: data, keyword arguments, kind of layer
+LayerData = tuple[Any, dict[str, Any], str]
+
+# More labels than these hide the image under them.
+_MOST_TEXTS = 40
+
+
+def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[str, Any] | None = None) -> LayerData:
+    """One layer that shows a volume; lazy pixels stay lazy.
+
+    Parameters
+    ----------
+    volume : Volume
+        Shown with its axes nearest to +z, +y, +x. Channels become a slider; see `volume_to_layers`.
+    frame : Volume or napari Layer, optional
+        A scan whose displayed geometry the layer follows, so that both lie on each other. Default: its own.
+    look : dict, optional
+        Keyword arguments of the layer in place of those chosen here.
+
+    Returns
+    -------
+    tuple
+        Data, keyword arguments and ``"image"``, or ``"labels"`` where ``meta["is_labels"]`` says so. The arguments
+        hold ``units``, ``axis_labels`` and ``metadata["medai"]`` with the volume, its findings, and the way
+        ``to_world`` from the display to the patient.
+    """
+    volume, displayed, to_world = _shown(volume, frame)
+    is_labels = bool(volume.meta.get("is_labels")) and volume.dtype.kind in "iub"
+    if is_labels:
+        volume = volume.replace(array=_paintable(volume.array))
+    keywords: dict[str, Any] = {"name": volume.name, **placing(displayed, volume.axes, volume.units)}
+    keywords["metadata"] = _metadata(volume, to_world, tuple(volume.meta.get("findings", ())))
+    if is_labels:
+        names = dict(volume.meta.get("label_names", {}))
+        features = label_features({}, names) if names else {}
+        keywords |= {"features": features} if features else {}
+    elif look is None:
+        keywords |= image_look(volume)
+    return volume.array, keywords | (look or {}), "labels" if is_labels else "image"
+
+
+def volume_to_layers(volume: Volume) -> list[LayerData]:
+    """The layers that show an opened image: one, or one for each channel.
+
+    Channels are shown one layer each, in colours that add up, because each has its own contrast and a stage
+    works on one of them.
+    """
+    if "c" not in volume.axes:
+        return [volume_to_layer(volume)]
+    count = volume.size("c")
+    channels = [volume.take("c", n) for n in range(count)]
+    if count > 1:
+        channels = [one.replace(name=f"{volume.name} c{n}") for n, one in enumerate(channels)]
+    return [volume_to_layer(one, look=_channel_look(one, n, count)) for n, one in enumerate(channels)]
+
+
+def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
+    """The layers that show what a stage found, exactly on the scan.
+
+    Parameters
+    ----------
+    result : Result
+        `Scores` have no layer; every other result has one.
+    scan : napari Layer or Volume
+        What the stage was run on.
+
+    Returns
+    -------
+    list of tuples
+        Denoised: image, with the scan's contrast. Mask: labels with the names' colours and a table. Boxes: rectangles
+        in 2-D; in 3-D points whose sizes are the objects' mean diameters in world units. Heatmap: an image that is
+        clear where nothing is.
+    """
+    if isinstance(result, Scores):
+        return []
+    if isinstance(result, Boxes):
+        return [_boxes(result, scan)]
+    if isinstance(result, Mask):
+        layer = _mask(result, scan)
+    elif isinstance(result, Heatmap):
+        name = f"{result.heat.name} {result.target} ({result.method})"
+        look = {"colormap": heat_colors(), "blending": "translucent", "contrast_limits": (0.0, 1.0), "opacity": 0.8}
+        layer = volume_to_layer(result.heat.replace(name=name), frame=scan, look=look)
+    else:
+        layer = volume_to_layer(result.image, frame=scan, look=_like(result, scan))
+    layer[1]["metadata"][METADATA_KEY]["provenance"] = result.provenance.as_dict()
+    return [layer]
+
+
+def show_spheres(viewer: Any, layer: Any) -> None:
+    """Let points of a size show in every slice that their spheres touch, as the circle in which they are cut.
+
+    napari looks at a slab around the slice for such layers only; the slab is widened to the largest radius.
+    """
+    if layer._type_string != "points" or layer.ndim < 3 or not len(layer.data):
+        return
+    radius = float(np.max(layer.size)) / 2 * float(layer.scale[-1])
+    margins = list(viewer.dims.margin_left)
+    margins[-3:] = [max(margin, radius) for margin in margins[-3:]]
+    viewer.dims.margin_left = viewer.dims.margin_right = tuple(margins)
+
+
+def _shown(volume: Volume, frame: Volume | Any) -> tuple[Volume, Affine, Affine]:
+    """The volume in the order of axes it is shown in, index -> displayed, and displayed -> world."""
+    if frame is not None:
+        displayed = _on(volume.grid, volume.ndim_spatial, frame)
+        if displayed is not None:
+            return volume, displayed, volume.affine @ np.linalg.inv(displayed)
+    volume = volume.canonical()
+    return volume, display_affine(volume), displayed_to_world(volume)
+
+
+def _on(grid: Grid, ndim: int, frame: Volume | Any) -> Affine | None:
+    """Index -> displayed of a grid shown on a scan; None where it can only be shown by itself.
+
+    Voxels of the scan's own number are the scan's own: results say so, and that makes them lie exactly on it
+    whatever was done to the layer since. Other grids go through the patient, if napari can slice them then.
+    """
+    if isinstance(frame, Volume):
+        if grid.shape == frame.grid.shape and not canonical_reorientation(frame.affine).is_identity and ndim == 3:
+            return None  # both are brought to the same canonical axes
+        displayed, to_world = display_affine(frame), displayed_to_world(frame)
+        if grid.same_place(frame.grid):
+            return displayed
+    else:
+        size = tuple(frame.data.shape[: frame.ndim])[-ndim:] if hasattr(frame.data, "shape") else ()
+        place = place_of(frame, None, ndim, size) if frame.ndim >= ndim else None
+        if place is None:
+            return None
+        if size == grid.shape[3 - ndim :]:
+            return place.displayed
+        to_world = place.to_world
+    through = np.asarray(np.linalg.inv(to_world) @ grid.affine)
+    return through if is_straight(through) else None
+
+
+def _metadata(volume: Volume | None, to_world: Affine, findings: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {METADATA_KEY: {"volume": volume, "findings": findings, "provenance": {}, "to_world": to_world}}
+
+
+def _paintable(array: Any) -> NDArray[Any]:
+    """Labels in memory of their own: painting writes into them, and results must not change."""
+    pixels = np.array(array)
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def _channel_look(volume: Volume, channel: int, channels: int) -> dict[str, Any] | None:
+    return None if volume.meta.get("is_labels") else image_look(volume, channel, channels)
+
+
+def _like(result: Denoised, scan: Volume | Any) -> dict[str, Any]:
+    """The look of a cleaned image: the scan's own contrast, so that both can be compared."""
+    look = image_look(result.image)
+    limits = getattr(scan, "contrast_limits", None)
+    if limits is not None and not result.image.is_rgb and not getattr(scan, "rgb", False):
+        look["contrast_limits"] = tuple(map(float, limits))
+        look["colormap"] = getattr(scan, "colormap", "gray")
+    return look
+
+
+def _mask(result: Mask, scan: Volume | Any) -> LayerData:
+    meta = {**result.labels.meta, "is_labels": True, "label_names": dict(result.names)}
+    features = label_features(result.table, result.names)
+    look: dict[str, Any] = {"opacity": 0.5}
+    look |= {"colormap": label_colors(result.colors)} if result.colors else {}
+    look |= {"features": features} if features else {}
+    layer = volume_to_layer(result.labels.replace(meta=meta), frame=scan, look=look)
+    layer[1]["metadata"][METADATA_KEY]["table"] = result.table
+    return layer
+
+
+def _boxes(result: Boxes, scan: Volume | Any) -> LayerData:
+    grid, centres, sizes = result.grid, result.centres, result.sizes
+    displayed = _on(grid, result.ndim, scan)
+    if displayed is None:
+        # shown by itself, with the axes that its scan is shown with
+        turn = canonical_reorientation(grid.affine)
+        centres = index_to_world(np.linalg.inv(turn.matrix(grid.shape)), centres)
+        sizes = sizes[:, list(turn.order)]
+        grid = grid.reoriented(turn)
+        displayed = display_affine(_plain(grid, result.ndim))
+    to_world = grid.affine @ np.linalg.inv(displayed)
+    record: dict[str, Any] = {
+        "volume": None,
+        "findings": (),
+        "provenance": result.provenance.as_dict(),
+        "to_world": to_world,
+    }
+    record |= {"units": grid.units, "grid": grid, "ndim": result.ndim}
+    keywords: dict[str, Any] = {
+        "name": _boxes_name(result.provenance),
+        "metadata": {METADATA_KEY: record},
+        "features": result.table,
+        "ndim": result.ndim,
+    }
+    if result.ndim == 2:
+        return _rectangles(centres[:, 1:], sizes[:, 1:], placing(displayed, "yx", grid.units), keywords)
+    step = np.linalg.norm(displayed[:3, :3], axis=0)
+    # A point shows within half a data unit of the slice. The largest spacing as that unit, the same along all axes,
+    # keeps spheres round and makes each visible in the slice nearest to it; `show_spheres` adds the others.
+    unit = float(step.max())
+    keywords |= placing(np.diag([unit, unit, unit, 1.0]), "zyx", grid.units) | {
+        "size": (sizes * step).mean(axis=1) / unit if len(result) else 10.0,
+        "face_color": "transparent",
+        "border_color": "yellow",
+        "border_width": 0.08,
+        "projection_mode": "rescale_spherical",
+        "symbol": "disc",
+    }
+    return index_to_world(displayed, centres) / unit, keywords, "points"
+
+
+def _rectangles(centres: NDArray[Any], sizes: NDArray[Any], place: dict[str, Any], keywords: Any) -> LayerData:
+    half = sizes[:, None, :] / 2 * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    corners = centres[:, None, :] + half
+    # as wide as a pixel, and a twentieth of larger objects
+    width = max(1.0, float(np.median(sizes)) / 20) if len(sizes) else 1.0
+    keywords |= place | {
+        "shape_type": "rectangle",
+        "face_color": "transparent",
+        "edge_color": "yellow",
+        "edge_width": width,
+        "text": {
+            "string": "{label} {score:.2f}",
+            "size": 8,
+            "color": "yellow",
+            "anchor": "upper_left",
+            "visible": 0 < len(centres) <= _MOST_TEXTS,
+        },
+    }
+    return list(corners), keywords, "shapes"
+
+
+def _boxes_name(provenance: Provenance) -> str:
+    return " ".join([*provenance.inputs, provenance.model or provenance.stage])
+
+
+def _plain(grid: Grid, ndim: int) -> Volume:
+    """A volume of no memory on a grid."""
+    shape = grid.shape[3 - ndim :]
+    array = np.broadcast_to(np.zeros((), np.uint8), shape)
+    return Volume(array, "zyx"[3 - ndim :], grid.affine, grid.units)
