@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+
+from napari_medai.core.volume import Volume
+from napari_medai.models.spec import ModelSpec
+from training.metrics import Counts
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -75,11 +80,10 @@ def fit(
 
 
 def save_weights(network: torch.nn.Module, path: Path) -> None:
-    """Write a network's state as float16 safetensors; counters of batch normalisation are left out."""
+    """Write a network's state as safetensors, floating-point numbers as float16."""
     state = {
-        name: value.detach().to(torch.float16).contiguous()
+        name: (value.half() if value.is_floating_point() else value).detach().contiguous()
         for name, value in network.state_dict().items()
-        if value.is_floating_point()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
@@ -93,12 +97,10 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     Raises
     ------
     RuntimeError
-        If a weight is missing or too many (the counters of batch normalisation may be missing).
+        If a weight is missing, too many or of another shape.
     """
-    found = network.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
-    wanting = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-    if wanting or found.unexpected_keys:
-        raise RuntimeError(f"the weights do not fit: {wanting} missing, {found.unexpected_keys} too many")
+    state = load_file(path)
+    network.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
     network.eval()
 
 
@@ -139,3 +141,29 @@ def write_into_card(card: Path, marker: str, text: str) -> None:
     partial = card.with_name(card.name + ".part")
     partial.write_text(after, encoding="utf-8")
     partial.replace(card)
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write ``model.json`` beside the weights, with the sha256 of the weights that lie there now."""
+    digest = hashlib.sha256((folder / spec.weights).read_bytes()).hexdigest()
+    text = spec.model_copy(update={"sha256": digest}).model_dump_json(indent=2, exclude_defaults=True)
+    partial = folder / "model.json.part"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / "model.json")
+
+
+def as_volume(name: str, image: NDArray[np.generic]) -> Volume:
+    """A fluorescence image (y, x) as the product's functions take it."""
+    return Volume(image, "yx", modality="fluorescence", name=name)
+
+
+def results_table(rows: Sequence[tuple[str, Counts]], decimals: int = 3) -> str:
+    """A markdown table of counts: one row each with TP, FP, FN, precision, recall, F1 and AP."""
+    lines = [
+        "| | right | wrong | missed | precision | recall | F1 | AP |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for title, c in rows:
+        figures = " | ".join(f"{v:.{decimals}f}" for v in (c.precision, c.recall, c.f1, c.average_precision))
+        lines.append(f"| {title} | {c.true_positive} | {c.false_positive} | {c.false_negative} | {figures} |")
+    return "\n".join(lines)

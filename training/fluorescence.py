@@ -38,8 +38,9 @@ class Prepared:
 
 def normalise(image: NDArray[np.generic]) -> NDArray[np.float32]:
     """Bring the percentiles `LOW` and `HIGH` of an image to 0 and 1, without clipping."""
-    low, high = np.percentile(image, (LOW, HIGH))
-    return np.asarray((image.astype(np.float32) - low) / max(float(high - low), 1e-6), dtype=np.float32)
+    values = np.asarray(image, dtype=np.float32)
+    low, high = np.percentile(values, (LOW, HIGH))
+    return np.asarray((values - low) / max(float(high - low), 1e-6), dtype=np.float32)
 
 
 def depth_map(labels: NDArray[np.int32]) -> NDArray[np.float32]:

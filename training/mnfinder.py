@@ -96,3 +96,9 @@ def load_split(split: Split) -> list[Slide]:
         return slides
     held_out = {load("test", name).image.tobytes() for name in names("test")}
     return [slide for slide in slides if slide.image.tobytes() not in held_out]
+
+
+def names_with_twin() -> set[str]:
+    """Names of the test images that also lie in the training folder, pixel for pixel."""
+    fitted = {load("training", name).image.tobytes() for name in names("training")}
+    return {name for name in names("test") if load("test", name).image.tobytes() in fitted}

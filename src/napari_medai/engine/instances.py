@@ -46,7 +46,7 @@ def decode_instances(
         int32 labels 1..n without gaps, same shape, 0 is background. Every object is one connected piece.
     """
     mask = foreground >= foreground_threshold
-    mask = _fill_small_holes(mask, min_area)
+    mask = fill_small_holes(mask, min_area)
     hills = np.where(mask, ndimage.gaussian_filter(depth.astype(np.float32), 1.0), 0.0)
     cut = reconstruction(hills - np.float32(saddle), hills, method="dilation")
     # What sticks out of the cut landscape are the tops of hills at least `saddle` high.
@@ -63,6 +63,14 @@ def decode_instances(
     return _renumber(labels, areas >= max(min_area, 1))
 
 
+def fill_small_holes(mask: NDArray[np.bool_], max_area: int) -> NDArray[np.bool_]:
+    """Fill the holes of a mask that have fewer than `max_area` pixels (4-neighbours in 2-D)."""
+    holes = label(~mask, connectivity=1)
+    small = np.bincount(holes.ravel()) < max_area
+    small[0] = False  # label 0 is the mask itself
+    return np.asarray(mask | small[holes])
+
+
 def _reach(mask: NDArray[np.bool_], seeds: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Connected pieces of the mask that hold a seed."""
     pieces = label(mask, connectivity=1)
@@ -70,13 +78,6 @@ def _reach(mask: NDArray[np.bool_], seeds: NDArray[np.integer]) -> NDArray[np.bo
     with_seed[pieces[seeds > 0]] = True
     with_seed[0] = False
     return np.asarray(with_seed[pieces])
-
-
-def _fill_small_holes(mask: NDArray[np.bool_], max_area: int) -> NDArray[np.bool_]:
-    holes = label(~mask, connectivity=1)
-    small = np.bincount(holes.ravel()) < max_area
-    small[0] = False  # label 0 is the mask itself
-    return np.asarray(mask | small[holes])
 
 
 def _renumber(labels: NDArray[np.integer], keep: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -15,6 +15,7 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 from skimage.segmentation import watershed
 
+from napari_medai.engine.instances import fill_small_holes
 from napari_medai.engine.peaks import find_peaks
 
 LONGEST_SIDE = 1024
@@ -48,7 +49,7 @@ def typical_diameter(diameters: NDArray[np.floating]) -> float:
 def estimate_diameter(image: NDArray[np.generic]) -> float | None:
     """Typical diameter of the bright objects of an image, in its own pixels.
 
-    Otsu's threshold on the square root of the intensities (so that dim objects count), holes filled,
+    Otsu's threshold on the square root of the intensities (so that dim objects count), pinholes filled,
     touching objects split at the watershed of the distance transform, then `typical_diameter`.
 
     Parameters
@@ -72,7 +73,7 @@ def estimate_diameter(image: NDArray[np.generic]) -> float | None:
         return None
     values = np.sqrt(np.clip((values - low) / (high - low), 0, 1))
     values = ndimage.gaussian_filter(values, 1.0)
-    mask = ndimage.binary_fill_holes(values > threshold_otsu(values))
+    mask = fill_small_holes(values > threshold_otsu(values), 20)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1].astype(np.float32)
     if not mask.any():
         return None
