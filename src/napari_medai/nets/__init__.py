@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NETWORKS: dict[str, str] = {
     "nuclei_unet": "napari_medai.nets.nuclei:NucleiUNet",
     "micronuclei_centres": "napari_medai.nets.micronuclei:MicronucleiCentres",
+    "quality": "napari_medai.nets.quality:QualityNet",
 }
 """Name in a model's specification -> ``"module:Class"``. Classes take plain JSON values as keywords."""
 
