@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from napari_medai.core.errors import MedaiError, ParamsError, ReadError
 from napari_medai.core.geometry import orientation_code
-from napari_medai.core.result import Result
+from napari_medai.core.result import Boxes, Mask, Result, Scores
 from napari_medai.core.stage import Progress, Stage, fields_of
 from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
@@ -221,18 +221,52 @@ for _stage in STAGES.values():
     app.command(_stage.name)(_stage_command(_stage))
 
 
-def _as_json(result: Result) -> dict[str, Any]:
-    from napari_medai.io.tables import result_as_dict
+@app.command()
+def batch(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
+    sources: Annotated[list[Path], typer.Argument(help="Files, or folders of one series each.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model id.")] = "",
+    suffix: Annotated[str, typer.Option(help="Format of the results, e.g. .nii.gz, .tif, .csv, .json.")] = "",
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, or 'local'.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes of a local cluster.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run a stage over many cases; what is done already is skipped, a failure stays with its case."""
+    from dataclasses import asdict
 
-    return result_as_dict(result)
+    from napari_medai.batch import SUFFIXES, Outcome, plan_cases, run_batch
+
+    def tell(outcome: Outcome, done: int, total: int) -> None:
+        line = f"{done}/{total} {outcome.status} {Path(outcome.case.target).name}"
+        _say(f"{line}: {outcome.message}" if outcome.message else line)
+
+    cases = plan_cases(sources, out, suffix or SUFFIXES.get(stage, ".nii.gz"))
+    outcomes = run_batch(stage, cases, model=model, scheduler=scheduler, workers=workers, tell=tell)
+    if as_json:
+        _print_json([asdict(outcome) for outcome in outcomes])
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    from napari_medai.io.tables import as_json, grid_record, provenance_record
+
+    if isinstance(result, Mask | Boxes | Scores):
+        return as_json(result)
+    return {
+        "kind": type(result).__name__,
+        "model": result.provenance.model,
+        "grid": grid_record(result.grid),
+        "provenance": provenance_record(result.provenance),
+    }
 
 
 def _summary(stage: Stage, result: Result, written: Path | None) -> None:
     from napari_medai.io.tables import table_of
 
     record = result.provenance
-    table = table_of(result)
-    if table:
+    if isinstance(result, Mask | Boxes | Scores) and (table := table_of(result)):
         shown = RichTable(*table)
         rows = list(zip(*table.values(), strict=True))
         for row in rows[:20]:
