@@ -13,7 +13,7 @@ from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Sco
 from napari_medai.core.volume import Volume
 from napari_medai.ui.appearance import heat_colors, image_look, label_colors, label_features
 from napari_medai.ui.placement import METADATA_KEY, display_affine, is_straight, placing
-from napari_medai.ui.scans import displayed_to_world, layer_to_volume, place_of
+from napari_medai.ui.scans import checksum, displayed_to_world, layer_to_volume, place_of
 
 __all__ = ["LayerData", "layer_to_volume", "result_to_layers", "show_spheres", "volume_to_layer", "volume_to_layers"]
 
@@ -53,6 +53,8 @@ def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[st
         names = dict(volume.meta.get("label_names", {}))
         features = label_features({}, names) if names else {}
         keywords |= {"features": features} if features else {}
+        colors = volume.meta.get("label_colors")
+        keywords |= {"colormap": label_colors(colors)} if colors else {}
     elif look is None:
         keywords |= image_look(volume)
     return volume.array, keywords | (look or {}), "labels" if is_labels else "image"
@@ -178,13 +180,15 @@ def _like(result: Denoised, scan: Volume | Any) -> dict[str, Any]:
 
 
 def _mask(result: Mask, scan: Volume | Any) -> LayerData:
-    meta = {**result.labels.meta, "is_labels": True, "label_names": dict(result.names)}
+    meta = {**result.labels.meta, "is_labels": True}
+    meta |= {"label_names": dict(result.names)} if result.names else {}
+    meta |= {"label_colors": dict(result.colors)} if result.colors else {}
     features = label_features(result.table, result.names)
     look: dict[str, Any] = {"opacity": 0.5}
-    look |= {"colormap": label_colors(result.colors)} if result.colors else {}
     look |= {"features": features} if features else {}
     layer = volume_to_layer(result.labels.replace(meta=meta), frame=scan, look=look)
     layer[1]["metadata"][METADATA_KEY]["table"] = result.table
+    layer[1]["metadata"][METADATA_KEY]["checksum"] = checksum(layer[0])
     return layer
 
 
@@ -224,6 +228,7 @@ def _boxes(result: Boxes, scan: Volume | Any) -> LayerData:
         "border_color": "yellow",
         "border_width": 0.08,
         "projection_mode": "rescale_spherical",
+        "blending": "translucent_no_depth",
         "symbol": "disc",
     }
     return index_to_world(displayed, centres) / unit, keywords, "points"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError
 from napari_medai.core.geometry import SAME_PLACE_MM, Affine, Grid
@@ -202,6 +204,19 @@ def _axes(layer: Any, data: Any, others: Iterable[Any] | None) -> str:
             "in the layer's axis labels, or choose an image with 2 to 4 axes."
         )
     return axes + "s" * rgb
+
+
+def checksum(labels: NDArray[Any]) -> int:
+    """Of an array's bytes: tells whether a mask was painted over."""
+    return zlib.crc32(np.ascontiguousarray(labels).tobytes())
+
+
+def was_edited(layer: Any) -> bool:
+    """Whether a result's layer shows other pixels than the run gave."""
+    known = record(layer)
+    if "checksum" in known:
+        return bool(checksum(np.asarray(layer.data)) != known["checksum"])
+    return isinstance(known.get("volume"), Volume) and layer.data is not known["volume"].array
 
 
 def displayed_to_world(volume: Volume) -> Affine:

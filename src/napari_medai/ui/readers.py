@@ -1,0 +1,184 @@
+"""napari's way in: files and folders become layers.
+
+`dicom_reader` and `nifti_reader` answer at once and never raise: they look at a name, and at 132 bytes where
+the name says nothing. Formats, geometry and errors are `napari_medai.io`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_medai.core.volume import Volume
+    from napari_medai.ui.layers import LayerData
+
+Paths = str | Sequence[str]
+ReaderFunction = Callable[[Paths], "list[Any]"]
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+_DICM_END = 132
+# what a napari reader returns when all went well and there is nothing to show
+_NOTHING: list[Any] = [(None,)]
+
+
+def dicom_reader(path: Paths) -> ReaderFunction | None:
+    """napari's ``get_reader`` for DICOM: files by name or by ``DICM``, folders, DICOMDIR.
+
+    Parameters
+    ----------
+    path : str or list of str
+        What was dropped or opened.
+
+    Returns
+    -------
+    function or None
+        `read_dicom`; None if some path is not for us. A folder counts as DICOM unless it is a Zarr.
+    """
+    paths = _listed(path)
+    return read_dicom if paths and all(_may_be_dicom(p) for p in paths) else None
+
+
+def nifti_reader(path: Paths) -> ReaderFunction | None:
+    """napari's ``get_reader`` for NIfTI.
+
+    Parameters
+    ----------
+    path : str or list of str
+        What was dropped or opened.
+
+    Returns
+    -------
+    function or None
+        `read_nifti`; None if some name does not end in ``.nii`` or ``.nii.gz``.
+    """
+    paths = _listed(path)
+    return read_nifti if paths and all(p.lower().endswith(_NIFTI_SUFFIXES) for p in paths) else None
+
+
+def read_dicom(path: Paths) -> list[LayerData]:
+    """Layers of what lies at a path; the user chooses where there are several series.
+
+    One file opens its whole series. The files of a series that arrive one after another, as dropped files do,
+    open it once: a file beside those of a layer that shows its series already adds none.
+
+    Parameters
+    ----------
+    path : str or list of str
+        Files, folders or DICOMDIR.
+
+    Raises
+    ------
+    ReadError
+        Nothing can be opened, or there are several series and no window to ask in.
+    """
+    opened: list[Volume] = []
+    for one in _listed(path):
+        if os.path.isfile(one) and _shown_already(one, opened):
+            continue
+        opened += [v for v in _open_dicom(one) if not (os.path.isfile(one) and _among(v, one, opened))]
+    return _layers(opened) or _NOTHING
+
+
+def read_nifti(path: Paths) -> list[LayerData]:
+    """Layers of NIfTI files: images, or labels where the values are whole and few.
+
+    Raises
+    ------
+    ReadError
+        A file is damaged or not NIfTI.
+    """
+    from napari_medai.io import open as open_image
+
+    return _layers([open_image(one) for one in _listed(path)])
+
+
+def choose_series(path: str, series: Sequence[Any]) -> list[Any]:
+    """Ask the user; see `napari_medai.ui.choose.choose_series`."""
+    from napari_medai.ui.choose import choose_series as ask
+
+    return ask(path, series)
+
+
+def _listed(path: Paths) -> list[str]:
+    if isinstance(path, str | os.PathLike):
+        return [os.fspath(path)]
+    return [os.fspath(p) for p in path] if isinstance(path, list | tuple) else []
+
+
+def _may_be_dicom(path: str) -> bool:
+    name = os.path.basename(path).lower()
+    if name.endswith(_DICOM_SUFFIXES):
+        return True
+    try:
+        if os.path.isdir(path):
+            return not name.endswith(".zarr") and not any(os.path.exists(os.path.join(path, s)) for s in _ZARR_SIGNS)
+        with open(path, "rb") as file:
+            return file.read(_DICM_END)[128:] == b"DICM"
+    except (OSError, ValueError):  # unreadable, or a name that no file can have
+        return False
+
+
+def _open_dicom(path: str) -> list[Volume]:
+    from napari_medai.core.errors import SeriesChoiceError
+    from napari_medai.io import open as open_image
+
+    try:
+        return [open_image(path)]
+    except SeriesChoiceError as several:
+        return [open_image(path, series_uid=one.uid) for one in choose_series(path, several.series)]
+
+
+def _on_show() -> list[Volume]:
+    """The volumes of the layers in the current viewer."""
+    from napari_medai.ui.placement import record
+    from napari_medai.ui.scans import is_scan, viewer_layers
+
+    return [record(layer)["volume"] for layer in viewer_layers() if is_scan(layer)]
+
+
+def _shown_already(path: str, opened: list[Volume]) -> bool:
+    """Whether a file belongs to a series that a layer shows which came from another file of the same folder."""
+    beside = [v for v in (*_on_show(), *opened) if _beside(v, path)]
+    if not beside:
+        return False
+    from napari_medai.core.errors import MedaiError
+    from napari_medai.io.dicom.headers import read_header
+
+    try:
+        uid = read_header(Path(path)).text("SeriesInstanceUID")
+    except MedaiError:
+        return False  # opening it says what is wrong
+    return bool(uid) and any(v.meta.get("series_uid") == uid for v in beside)
+
+
+def _among(volume: Volume, path: str, opened: list[Volume]) -> bool:
+    """The same for one image of a series that holds several, which is known only once it is open."""
+    uid = volume.meta.get("series_uid")
+    return bool(uid) and any(v.meta.get("series_uid") == uid for v in (*_on_show(), *opened) if _beside(v, path))
+
+
+def _beside(volume: Volume, path: str) -> bool:
+    source = os.path.abspath(volume.source) if volume.source else ""
+    return os.path.dirname(source) == os.path.dirname(os.path.abspath(path)) and source != os.path.abspath(path)
+
+
+def _layers(volumes: Sequence[Volume]) -> list[LayerData]:
+    from napari_medai.ui.layers import volume_to_layers
+
+    for volume in volumes:
+        _tell(volume)
+    return [layer for volume in volumes for layer in volume_to_layers(volume)]
+
+
+def _tell(volume: Volume) -> None:
+    """Say what was split, left out or repaired while reading."""
+    findings = volume.meta.get("findings", ())
+    if findings:
+        from napari.utils.notifications import show_info
+
+        show_info(f"{volume.name}: " + " ".join(findings))
