@@ -191,7 +191,7 @@ class Run:
             self.note(note)
             if setting.device != self.device:
                 if isinstance(network, nn.Module):
-                    forget(network)
+                    forget()
                     network.to(setting.device)
                 release_memory(self.device)
                 self._to_cpu(note)

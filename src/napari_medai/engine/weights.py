@@ -139,7 +139,9 @@ def warm(key: tuple[str, str], make: Callable[[], nn.Module], device: torch.devi
         if key in _warm:
             _warm.move_to_end(key)
             return _warm[key]
-        network = make().to(device).eval().requires_grad_(False)
+        network = make().to(device).eval()
+        for parameter in network.parameters():  # TorchScript has no requires_grad_() for all at once
+            parameter.requires_grad = False
         _warm[key] = network
         while len(_warm) > 1 and (len(_warm) > MOST_NETWORKS or sum(map(_bytes, _warm.values())) > MOST_BYTES):
             _warm.popitem(last=False)

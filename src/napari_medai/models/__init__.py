@@ -10,7 +10,8 @@ from napari_medai.models.spec import Model, ModelSpec
 
 __all__ = ["SOURCES", "Model", "ModelSpec", "find_models", "load_model"]
 
-# name -> module with `find() -> list[Model]`; earlier rows win where two sources know one id
+# name -> module with `find() -> list[Model]`, and if something has to be installed first `hint(id) -> str`;
+# earlier rows win where two sources know one id
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
@@ -47,4 +48,6 @@ def load_model(model: str | Model) -> Model:
         if candidate.id == model:
             return candidate
     known = ", ".join(sorted(m.id for m in models))
-    raise ModelNotFoundError(f"No model is called {model!r}; there are: {known}.")
+    hints = [getattr(importlib.import_module(module), "hint", lambda _: "")(model) for module in SOURCES.values()]
+    advice = "".join(f" {hint}" for hint in hints if hint)
+    raise ModelNotFoundError(f"No model is called {model!r}; there are: {known}.{advice}")
