@@ -38,8 +38,8 @@ def mosaic_of(header: Header) -> Mosaic | None:
     """The layout of a mosaic, or None if the file is not one or does not say enough.
 
     The header's position is that of the large image, centred on the slice: it is moved back to the
-    first pixel of the tile. Number of slices and direction come from the private CSA headers (the
-    image header, or the protocol text in the series header).
+    first pixel of the first tile. Number of slices and direction come from the private CSA headers
+    (the image header, or the protocol text in the series header).
     """
     if "MOSAIC" not in header.texts("ImageType"):
         return None
@@ -57,7 +57,6 @@ def mosaic_of(header: Header) -> Mosaic | None:
         return None
     height, width = rows // across, columns // across
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
-    normal = _normal(np.cross(along_row, along_column), image, series)
     step = header.number("SpacingBetweenSlices") or header.number("SliceThickness")
     if step is None or not math.isfinite(step) or step == 0:
         return None
@@ -66,6 +65,8 @@ def mosaic_of(header: Header) -> Mosaic | None:
         + along_row * spacing[1] * (columns - width) / 2
         + along_column * spacing[0] * (rows - height) / 2
     )
+    centre = first + (along_row * spacing[1] * width + along_column * spacing[0] * height) / 2
+    normal = _towards_next(np.cross(along_row, along_column), centre, count, image, series)
     tiles = tuple((n // across * height, n % across * width) for n in range(count))
     return Mosaic(height, width, tiles, tuple(first + normal * abs(step) * n for n in range(count)))
 
@@ -94,16 +95,26 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
     return 0
 
 
-def _normal(normal: NDArray[np.float64], image: bytes, series: bytes) -> NDArray[np.float64]:
-    # The slices may run against the cross product of row and column.
+def _towards_next(
+    normal: NDArray[np.float64], centre: NDArray[np.float64], count: int, image: bytes, series: bytes
+) -> NDArray[np.float64]:
+    """The normal, turned towards the second tile.
+
+    The tiles may run against the cross product of row and column, and against the numbers of the
+    slices in the protocol (images numbered from the top). The protocol knows where its first and
+    last slice lie, and one of them is the first tile.
+    """
+    ends = [_slice_position(series, n) for n in (0, count - 1)]
+    if count > 1 and ends[0] is not None and ends[1] is not None:
+        way = ends[1] - ends[0]
+        if np.linalg.norm(centre - ends[1]) < np.linalg.norm(centre - ends[0]):
+            way = -way
+        return normal if float(normal @ way) >= 0 else -normal
     stated = _csa_numbers(image, b"SliceNormalVector")
     if len(stated) == 3 and float(normal @ np.array(stated)) < 0:
-        return -normal
-    if not stated:
-        places = [_slice_position(series, n) for n in (0, 1)]
-        if all(p is not None for p in places) and float(normal @ (places[1] - places[0])) < 0:  # type: ignore[operator]
-            return -normal
-    return normal
+        normal = -normal
+    number = _csa_numbers(image, b"ProtocolSliceNumber")
+    return -normal if number and number[0] > 0 else normal
 
 
 def _slice_position(protocol: bytes, index: int) -> NDArray[np.float64] | None:

@@ -116,6 +116,6 @@ def _blank(frame: Frame, dtype: np.dtype[Any]) -> float:
 def _name(frame: Frame) -> str:
     header = frame.header
     number = header.number("SeriesNumber")
-    parts = [str(int(number)) if number is not None else "", header.text("SeriesDescription")]
-    joined = "_".join(re.sub(r"[^\w.+-]+", "_", part).strip("_.") for part in parts if part)
-    return joined[:64] if joined.strip("_") else header.text("Modality") or "image"
+    title = header.text("SeriesDescription") or header.text("Modality") or "image"
+    parts = [title] if number is None or not np.isfinite(number) else [str(int(number)), title]
+    return "_".join(re.sub(r"[^\w.+-]+", "_", part).strip("_.") for part in parts)[:64] or "image"
