@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 NETWORKS: dict[str, str] = {
+    "blob_centres": "napari_medai.nets.blobs:BlobCentres",
     "nuclei_unet": "napari_medai.nets.nuclei:NucleiUNet",
     "micronuclei_centres": "napari_medai.nets.micronuclei:MicronucleiCentres",
     "quality": "napari_medai.nets.quality:QualityNet",
