@@ -160,9 +160,7 @@ def find_format(path: str | os.PathLike[str]) -> Format:
     raise UnsupportedFormatError(f"{path} is in no format that can be opened. Tried:\n{tried}")
 
 
-def open(  # noqa: A001 - medai.open says best what it does
-    path: str | os.PathLike[str], *, series_uid: str = "", **options: Any
-) -> Volume:
+def open(path: str | os.PathLike[str], *, series_uid: str = "", **options: Any) -> Volume:
     """Open an image; pixels stay on the disk until they are used where the format allows it.
 
     Parameters

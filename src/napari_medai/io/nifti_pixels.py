@@ -91,7 +91,7 @@ class StoredPixels:
                 raise ReadError(f"{self.path} can no longer be read as when it was opened: {error}") from error
             return mapped
         with self._lock:
-            decoded = self._decoded if self._decoded is not None else self._decode()
+            decoded: NDArray[Any] = self._decoded if self._decoded is not None else self._decode()
             self._decoded = decoded
             return decoded
 
@@ -122,7 +122,7 @@ class StoredPixels:
         """Scaled values in the machine's byte order."""
         if block.dtype.kind == "c":
             # magnitude, as scanners show complex images
-            return np.abs(block).astype(self.dtype)
+            return np.asarray(np.abs(block), dtype=self.dtype)
         if self.slope == 1 and self.inter == 0:
             return np.asarray(block, dtype=self.dtype)
         if self.dtype.kind in "iu":
