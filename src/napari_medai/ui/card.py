@@ -1,0 +1,52 @@
+"""The model's card, in a window beside the viewer."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QDialog, QDialogButtonBox, QTextBrowser, QVBoxLayout, QWidget
+
+from napari_medai.models.spec import Model
+
+
+class CardDialog(QDialog):
+    """Shows what a model is for, how it was made, its figures and its licence.
+
+    Parameters
+    ----------
+    model : Model
+        Whose card is shown.
+    parent : QWidget
+        The dialog is deleted when it closes, or with its parent.
+    """
+
+    def __init__(self, model: Model, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle(f"Model card: {model.spec.title}")
+        self.text = QTextBrowser()
+        self.text.setOpenExternalLinks(True)
+        self.text.setMarkdown(card_text(model))
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
+        buttons.rejected.connect(self.close)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.text)
+        layout.addWidget(buttons)
+        self.resize(640, 560)
+
+
+def card_text(model: Model) -> str:
+    """The card, and below it what the description of the model says for certain (Markdown)."""
+    spec = model.spec
+    accepts = " or ".join(f"{n}-D" for n in spec.accepts.ndim)
+    accepts += f", {', '.join(spec.accepts.modality)}" if spec.accepts.modality else ", any modality"
+    rows = {
+        "Id": f"`{spec.id}`, version {spec.version}, from {model.source}",
+        "Takes": f"{accepts}, {spec.accepts.min_size} pixels or more along y and x",
+        "Gives": spec.gives.kind
+        + (f": {', '.join(label.name for label in spec.gives.labels)}" if spec.gives.labels else ""),
+        "Licence": spec.licence,
+        "Please cite": spec.citation,
+        "SHA-256 of the weights": f"`{spec.sha256}`" if spec.sha256 else "",
+    }
+    listing = "\n".join(f"- **{name}:** {value}" for name, value in rows.items() if value)
+    return f"{model.card.rstrip()}\n\n---\n\n{listing}\n\n{spec.intended_use}\n"

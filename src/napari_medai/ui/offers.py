@@ -1,0 +1,53 @@
+"""What a panel offers: which models, and which layers a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from napari_medai.core.errors import InputError, MedaiError
+from napari_medai.core.volume import Volume
+from napari_medai.models import find_models
+from napari_medai.models.spec import Model
+from napari_medai.stages import STAGES
+from napari_medai.stages.common import check_fit
+from napari_medai.ui.layers import layer_to_volume
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+# What can be explained: classifiers, and any class of a segmenter.
+_EXPLAINED = ("classes", "labels", "instances")
+
+
+def models_for(stage: str) -> list[Model]:
+    """The models that a panel offers; for explain every classifier and segmenter."""
+    if stage == "explain":
+        return [model for model in find_models() if model.spec.gives.kind in _EXPLAINED]
+    return find_models(stage)
+
+
+def model_for(stage: str, volume: Volume, models: Sequence[Model]) -> Model | None:
+    """The model a person most likely wants for an image: what the API would take, else the first that fits."""
+    prefer = STAGES[stage].default_model
+    if stage == "denoise":
+        prefer = "self3d" if volume.ndim_spatial == 3 else "self2d"
+    fitting = []
+    for model in models:
+        try:
+            check_fit(volume, model, stage)
+        except MedaiError:
+            continue
+        fitting.append(model)
+    return next((model for model in fitting if model.id == prefer), fitting[0] if fitting else None)
+
+
+def misfit(layer: Layer, model: Model, stage: str, layers: Sequence[Layer]) -> str:
+    """Why a model does not take a layer, in one sentence; empty if it does."""
+    try:
+        check_fit(layer_to_volume(layer, layers), model, stage)
+    except InputError as error:
+        return str(error)
+    except MedaiError as error:
+        return str(error).partition(". ")[0].rstrip(".") + "."
+    return ""

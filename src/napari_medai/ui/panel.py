@@ -1,0 +1,407 @@
+"""The panel of a stage: choose an image and a model, run, see the result. One class for all stages."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Layer
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_medai.api import run_stage
+from napari_medai.core.errors import MedaiError
+from napari_medai.core.result import Result
+from napari_medai.core.stage import Cancelled, fields_of
+from napari_medai.core.volume import Volume
+from napari_medai.models.spec import Model
+from napari_medai.stages import STAGES
+from napari_medai.ui.card import CardDialog
+from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
+from napari_medai.ui.form import Form, form_layout
+from napari_medai.ui.layers import layer_to_volume, result_to_layers, show_spheres
+from napari_medai.ui.offers import misfit, model_for, models_for
+from napari_medai.ui.outcome import Outcome, summary
+from napari_medai.ui.reports import Activity, report
+from napari_medai.ui.worker import Job, State
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+_POLL_MS = 50  # twenty looks a second are smooth to the eye and cost nothing
+_JOIN_SECONDS = 10.0  # how long closing waits for the current tile
+
+
+class StagePanel(QWidget):
+    """A dock widget that runs one stage on a layer of the viewer.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Whose layers are offered and who gets the results.
+    stage : str
+        A key of `napari_medai.stages.STAGES`.
+    """
+
+    def __init__(self, viewer: Viewer, stage: str) -> None:
+        super().__init__()
+        self.stage = STAGES[stage]
+        self._viewer = viewer
+        self._model_pinned = False  # the person chose a model: layers follow it, not the other way round
+        self._placing = False  # our own new layers do not become the next input
+        self._edited: set[Layer] = set()
+        self._results: list[tuple[str, Layer, list[Layer]]] = []  # model, scan, layers made from them
+        self._run: _Run | None = None
+        self._running = _Running()
+        self._timer = QTimer(self)
+        self._timer.setInterval(_POLL_MS)
+        self._timer.timeout.connect(self._poll)
+        self._build()
+        self._connect()
+        self._refresh()
+        self._follow_active()
+
+    # building
+
+    def _build(self) -> None:
+        self.layers = LayerChooser()
+        self.models = ModelChooser(models_for(self.stage.name))
+        self.models.choose(self.stage.default_model)
+        self.card_button = QPushButton("Card")
+        self.card_button.setToolTip("<p>The model's card: what it is for, how it was made, its figures.</p>")
+        self.about = QLabel()
+        self.about.setWordWrap(True)
+        self.about.setObjectName("about")
+        self.devices = DeviceChooser()
+        fields = [field for field in fields_of(self.stage.params) if field.name != "device"]
+        self.form = Form(fields)
+        self.replace = QCheckBox("Replace the earlier result")
+        self.replace.setToolTip(
+            "<p>Off: every run adds new layers. On: the layers of the last run of this model on this image go, "
+            "unless they were edited.</p>"
+        )
+        self.replace.setVisible(self.stage.name != "classify")  # scores are no layer
+        self.run_button = QPushButton("Run")
+        self.run_button.setMinimumHeight(28)
+        self.bar = QProgressBar()
+        self.bar.setRange(0, 1000)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.hide()
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.outcome = Outcome(self._viewer)
+
+        top = form_layout()
+        top.addRow("Image", self.layers)
+        model_row = QHBoxLayout()
+        model_row.setSpacing(4)
+        model_row.addWidget(self.models, 1)
+        model_row.addWidget(self.card_button)
+        top.addRow("Model", model_row)
+        top.addRow(self.about)
+        top.addRow("Device", self.devices)
+        content = QWidget()
+        column = QVBoxLayout(content)
+        column.setContentsMargins(8, 6, 8, 6)
+        column.setSpacing(6)
+        column.addLayout(top)
+        column.addWidget(self.form)
+        column.addWidget(self.replace)
+        column.addWidget(self.run_button)
+        column.addWidget(self.bar)
+        column.addWidget(self.status)
+        column.addWidget(self.outcome, 1)
+        column.addStretch(0)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(content)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(scroll)
+        self.setMinimumWidth(280)
+
+    def _connect(self) -> None:
+        self.layers.layer_chosen.connect(self._on_layer)
+        self.models.activated.connect(self._pin_model)
+        self.models.currentIndexChanged.connect(self._refresh)
+        self.card_button.clicked.connect(self._show_card)
+        self.run_button.clicked.connect(self._on_button)
+        layers = self._viewer.layers
+        for event in (layers.events.inserted, layers.events.removed, layers.events.reordered, layers.events.renamed):
+            event.connect(self._refresh)
+        layers.selection.events.active.connect(self._on_active)
+        # whichever way a panel ends, its run ends with it
+        self.destroyed.connect(self._running.stop)
+        QApplication.instance().aboutToQuit.connect(self.stop)
+
+    # what is offered
+
+    def _misfit(self, layer: Layer) -> str:
+        """Why the chosen model does not take a layer; empty if it does."""
+        model = self.models.chosen
+        if model is None:
+            return "There is no model for this stage."
+        return misfit(layer, model, self.stage.name, list(self._viewer.layers))
+
+    def _refresh(self, *_: Any) -> None:
+        images = [layer for layer in reversed(self._viewer.layers) if isinstance(layer, Image)]
+        self.layers.offer(images, self._misfit)
+        model = self.models.chosen
+        self.about.setText(f"{model.spec.summary}" if model else "Install a package that carries a model.")
+        self.card_button.setEnabled(model is not None)
+        if "target" in self.form.names() and model is not None:
+            names = [label.name for label in model.spec.gives.labels]
+            self.form.set_choices("target", [("most probable", ""), *((name, name) for name in names)])
+        self._on_layer()
+
+    def _on_layer(self) -> None:
+        """Show the rows that make sense for the chosen image."""
+        layer = self.layers.layer
+        volume = self._volume(layer) if layer is not None else None
+        for name, axis in (("channel", "c"), ("frame", "t")):
+            if name in self.form.names():
+                size = volume.size(axis) if volume is not None else 1
+                self.form.set_maximum(name, max(size - 1, 0))
+                self.form.set_row_visible(name, size > 1)
+        self._update_button()
+
+    def _volume(self, layer: Layer) -> Volume | None:
+        try:
+            return layer_to_volume(layer, list(self._viewer.layers))
+        except MedaiError:
+            return None
+
+    def _on_active(self, _: Any = None) -> None:
+        if not self._placing:
+            self._follow_active()
+
+    def _follow_active(self) -> None:
+        """Take the layer that is selected in napari, and unless one was chosen a model that takes it."""
+        layer = self._viewer.layers.selection.active
+        if not isinstance(layer, Image):
+            return
+        if not self._model_pinned:
+            volume = self._volume(layer)
+            model = model_for(self.stage.name, volume, self.models.models) if volume is not None else None
+            if model is not None:
+                self.models.choose(model.id)
+        self.layers.choose(layer)
+
+    def _pin_model(self, _: int) -> None:
+        self._model_pinned = True
+
+    def _show_card(self) -> None:
+        if self.models.chosen is not None:
+            CardDialog(self.models.chosen, self).show()
+
+    def _obstacle(self) -> str:
+        """Why nothing can be run now; empty if it can."""
+        if self.models.chosen is None:
+            return f"There is no model for {self.stage.title.lower()}; install a package that carries one."
+        if self.layers.layer is not None:
+            return ""
+        if not self.layers.reasons:
+            return "No image is open. Open or add one first."
+        name, reason = next(iter(self.layers.reasons.items()))
+        return f"No open image fits. {name}: {reason}"
+
+    def _update_button(self) -> None:
+        if self._run is not None:
+            return
+        obstacle = self._obstacle()
+        self.run_button.setText("Run")
+        self.run_button.setEnabled(not obstacle)
+        self.run_button.setToolTip(f"<p>{obstacle or self.stage.summary}</p>")
+        if obstacle or self.status.property("obstacle"):
+            self._say(obstacle)
+            self.status.setProperty("obstacle", bool(obstacle))
+
+    def _say(self, text: str) -> None:
+        self.status.setText(text)
+        self.status.setProperty("obstacle", False)
+
+    # running
+
+    def values(self) -> dict[str, Any]:
+        """The parameters as they are set."""
+        return {**self.form.values(), "device": self.devices.value}
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self._run is not None
+
+    def _on_button(self) -> None:
+        if self._run is not None:
+            self.cancel()
+        else:
+            self.start()
+
+    def start(self) -> None:
+        """Run the stage on the chosen image with the chosen model."""
+        layer, model = self.layers.layer, self.models.chosen
+        if self._run is not None or layer is None or model is None:
+            return
+        try:
+            volume = layer_to_volume(layer, list(self._viewer.layers))
+            params = self.stage.params(**self.values())
+        except MedaiError as error:
+            self._say(report(error))
+            return
+        name = self.stage.name
+        job: Job[Result] = Job(partial(run_stage, name, volume, model, params), name=f"medai-{name}")
+        self._run = _Run(job, layer, volume, model)
+        self._running.job = job
+        self._running.activity = Activity(f"{self.stage.title} {layer.name}")
+        self.run_button.setText("Cancel")
+        self.run_button.setToolTip("<p>Stop at the end of the current tile; nothing is changed.</p>")
+        self.bar.setRange(0, 0)
+        self.bar.show()
+        self._say("Starting …")
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Have the run stop at its next tile."""
+        if self._run is not None:
+            self._run.job.cancel()
+            self.run_button.setEnabled(False)
+            self.run_button.setText("Cancelling …")
+
+    def _poll(self) -> None:
+        run, activity = self._run, self._running.activity
+        if run is None:
+            self._timer.stop()
+            return
+        state = run.job.state
+        if state.finished:
+            self._timer.stop()
+            self._finish(run)
+            return
+        if state.fraction is not None:
+            self.bar.setRange(0, 1000)
+            self.bar.setValue(round(1000 * state.fraction))
+        self._say(progress_text(state))
+        if activity is not None:
+            activity.show(state)  # lets Qt handle events: the run may be another one after it
+            if activity.cancelled and not state.cancelling and self._run is run:
+                self.cancel()
+
+    def _finish(self, run: _Run) -> None:
+        state, error = run.job.state, run.job.error
+        self._run = None
+        self._running.close()
+        self.bar.hide()
+        if error is None:
+            self._show(run, run.job.result(), state)
+        elif isinstance(error, Cancelled):
+            self._say(f"Cancelled after {state.seconds:.1f} s; nothing was changed.")
+        else:
+            self._say(report(error))
+        self._update_button()
+
+    def _show(self, run: _Run, result: Result, state: State) -> None:
+        """Put a result into the viewer and the dock, wherever its image is by now."""
+        try:
+            made = [Layer.create(*data) for data in result_to_layers(result, run.layer)]
+        except MedaiError as error:
+            self._say(report(error))
+            return
+        self._placing = True
+        try:
+            if self.replace.isChecked():
+                self._drop_earlier(run)
+            for layer in made:
+                self._viewer.add_layer(layer)
+                show_spheres(self._viewer, layer)
+                self._watch(layer)
+        finally:
+            self._placing = False
+        self._results.append((run.model.id, run.layer, made))
+        self.outcome.show_result(result, run.layer, run.volume, made)
+        notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
+        self._say(f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}")
+
+    def _drop_earlier(self, run: _Run) -> None:
+        for model, scan, layers in self._results:
+            if model == run.model.id and scan is run.layer:
+                for layer in layers:
+                    if layer in self._viewer.layers and layer not in self._edited:
+                        self._viewer.layers.remove(layer)
+        self._results = [row for row in self._results if any(layer in self._viewer.layers for layer in row[2])]
+
+    def _watch(self, layer: Layer) -> None:
+        """Remember whether a person changes a result, so that it is never replaced."""
+        for name in ("data", "paint", "labels_update"):
+            if name in layer.events.emitters:
+                layer.events.emitters[name].connect(self._on_edited)
+
+    def _on_edited(self, event: Any) -> None:
+        self._edited.add(event.source)
+
+    # ending
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  (Qt's name)
+        """Taken out of its dock, which is how napari closes a panel, it ends its run."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel the run, if there is one, and wait for its thread."""
+        self._timer.stop()
+        self._run = None
+        self._running.stop()
+        self.bar.hide()
+        self._update_button()
+
+
+class _Run:
+    """What a run was started with; the layer may leave the viewer meanwhile."""
+
+    def __init__(self, job: Job[Result], layer: Layer, volume: Volume, model: Model) -> None:
+        self.job, self.layer, self.volume, self.model = job, layer, volume, model
+
+
+class _Running:
+    """What must be ended with the panel; outlives its widgets, so that their destruction can end it."""
+
+    def __init__(self) -> None:
+        self.job: Job[Result] | None = None
+        self.activity: Activity | None = None
+
+    def close(self) -> None:
+        """Forget a job that is finished."""
+        activity, self.activity, self.job = self.activity, None, None
+        if activity is not None:
+            activity.close()
+
+    def stop(self, *_: Any) -> None:
+        """Cancel the job and wait for its thread."""
+        job = self.job
+        self.close()
+        if job is not None:
+            job.cancel()
+            job.join(_JOIN_SECONDS)
+
+
+def progress_text(state: State) -> str:
+    """The line below the progress bar."""
+    share = "" if state.fraction is None else f"{100 * state.fraction:.0f} %, "
+    message = "Cancelling …" if state.cancelling else (state.message or "Working")
+    notes = "".join(f"\n• {note}" for note in state.notes)
+    return f"{message} ({share}{state.seconds:.0f} s){notes}"
