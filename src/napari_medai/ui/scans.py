@@ -176,7 +176,7 @@ def layer_to_volume(layer: Any, viewer_layers: Iterable[Any] | None = None) -> V
             axes,
             place.affine,
             place.units,
-            modality=scan.modality if scan and place.same_grid and kind == "image" else "",
+            modality=scan.modality if scan and place.same_grid and kind == "image" and scan.modality != "SEG" else "",
             meta=meta,
             source=scan.source if scan else str(layer.source.path or ""),
         ),
