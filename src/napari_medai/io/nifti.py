@@ -310,8 +310,8 @@ def _units(
 
 
 def _labels(path: Path, header: Any, meta: Mapping[str, Any], pixels: StoredPixels) -> bool:
-    if pixels.dtype.kind not in "iu" or int(header["datatype"]) in _COLOUR or meta.get("label_names"):
-        return bool(meta.get("label_names"))
+    if pixels.dtype.kind not in "iu" or int(header["datatype"]) in _COLOUR:
+        return False
     if "is_labels" in meta:
         return bool(meta["is_labels"])
     intent = int(header["intent_code"])

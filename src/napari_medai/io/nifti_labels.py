@@ -29,8 +29,9 @@ _WORDS = frozenset(
 )
 # Decoding this much takes about a third of a second; what is decoded is kept, so a viewer waits no longer.
 LOOK_BYTES = 128 << 20
-# Share of neighbouring object voxels with the same value. Measured on Debian's mricron-data: see the tests.
-SAME_NEIGHBOUR = 0.7
+# Share of neighbouring object voxels with the same value. Measured on Debian's mricron-data: nine atlases
+# 0.82 to 0.96, three scans 0.09 to 0.21; on 18 clinical MR series below 0.01.
+SAME_NEIGHBOUR = 0.5
 
 
 def holds_labels(path: Path, pixels: StoredPixels) -> bool:

@@ -24,8 +24,8 @@ _SECOND = 8
 _SCANNER, _ALIGNED = 1, 2
 # So much is computed and compressed at a time, so that a lazy volume is never whole in memory.
 _SLAB_BYTES = 128 << 20
-# isal's highest; measured on a head MR against zlib's 6: a tenth of the time for 5 % more bytes
-GZIP_LEVEL = 3
+# isal's own default; measured on a head MR of 7 MB against zlib's 6: 0.09 s and 3.60 MB to 0.78 s and 3.51 MB
+GZIP_LEVEL = 2
 
 
 def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = None) -> None:
