@@ -36,6 +36,8 @@ QUANTILES = (0.005, 0.995)
 MEAN, DEVIATION = 0.449, 0.226
 # A plane belongs to the box if more than this share of it is brain; the box is widened by a tenth on every side
 PLANE_SHARE, BOX_MARGIN = 0.02, 0.1
+# Probability above which a voxel is brain
+THRESHOLD = 0.5
 
 
 class Foreground(nn.Module):
@@ -67,7 +69,7 @@ def segment_brain(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8]
     run : Run
         Device, progress, record.
     params : Params
-        ``threshold`` (default 0.5) is the probability above which a voxel is brain.
+        ``threshold`` is the probability above which a voxel is brain; 0 takes `THRESHOLD`.
 
     Returns
     -------
@@ -79,13 +81,15 @@ def segment_brain(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8]
     ModelError
         deepbet is not installed or its files are not those that are known.
     """
+    if volume.units == "pixel":
+        run.note("the image has no place in a patient: taken as z superior, y posterior, x left")
     there = canonical_reorientation(volume.affine)
     head = turn(turn(np.asarray(volume.numpy(), dtype=np.float32), there), TO_RAS)
-    mask = find_brain(head, run, float(getattr(params, "threshold", 0.5)))
+    mask = find_brain(head, run, float(getattr(params, "threshold", 0.0)) or THRESHOLD)
     return np.ascontiguousarray(turn(turn(mask, TO_RAS.inverse()), there.inverse()))
 
 
-def find_brain(head: NDArray[np.float32], run: Run, threshold: float = 0.5) -> NDArray[np.uint8]:
+def find_brain(head: NDArray[np.float32], run: Run, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
     """The brain in an image whose axes run towards right, anterior, superior.
 
     Parameters
@@ -95,7 +99,7 @@ def find_brain(head: NDArray[np.float32], run: Run, threshold: float = 0.5) -> N
     run : Run
         Device, progress, record.
     threshold : float
-        Probability above which a voxel is brain. Default 0.5.
+        Probability above which a voxel is brain. Default `THRESHOLD`.
 
     Returns
     -------

@@ -89,6 +89,16 @@ SAMPLES: Mapping[str, Sample] = {
         "pydicom test data",
         "MIT",
     ),
+    "head_ct": Sample(
+        "Head CT (DICOM, one slice, JPEG 2000)",
+        "head_ct.dcm",
+        "pydicom",
+        "",
+        "pydicom/data/test_files/J2K_pixelrep_mismatch.dcm",
+        "CT",
+        "pydicom test data",
+        "MIT",
+    ),
     "fundus": Sample(
         "Fundus of the eye (colour)",
         "fundus.jpg",

@@ -29,6 +29,11 @@ def dicomdir() -> list[LayerData]:
     return _layers("dicomdir")
 
 
+def head_ct() -> list[LayerData]:
+    """A slice of a head CT, DICOM with JPEG 2000."""
+    return _layers("head_ct")
+
+
 def fundus() -> list[LayerData]:
     """Colour photograph of a retina."""
     return _layers("fundus")
