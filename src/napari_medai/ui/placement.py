@@ -33,6 +33,7 @@ def display_affine(volume: Volume) -> Affine:
         return without_rotation(volume.affine, volume.grid.shape)
     straight = np.diag([*spacing(volume.affine), 1.0])
     straight[:3, 3] = np.linalg.solve(directions(volume.affine), volume.affine[:3, 3])
+    straight[0] = (1, 0, 0, 0)  # a 2-D layer keeps nothing along z
     return straight
 
 
