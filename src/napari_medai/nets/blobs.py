@@ -83,7 +83,7 @@ class BlobCentres(nn.Module):
             nn.init.normal_(self.head.weight, std=0.01)
             prior = torch.logit(torch.tensor(HEAT_PRIOR))
             maps = torch.stack([prior, prior, torch.tensor(3.0)])
-            self.head.bias.copy_(maps.repeat_interleave(BLOCK**3))
+            self.head.bias = nn.Parameter(maps.repeat_interleave(BLOCK**3))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, z, y, x) to (batch, 3, z, y, x), see the class."""
