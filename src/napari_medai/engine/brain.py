@@ -81,6 +81,7 @@ def segment_brain(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8]
     ModelError
         deepbet is not installed or its files are not those that are known.
     """
+    run.precision = "float32"  # means over 16 million voxels, and traced networks: no half precision
     if volume.units == "pixel":
         run.note("the image has no place in a patient: taken as z superior, y posterior, x left")
     there = canonical_reorientation(volume.affine)

@@ -58,7 +58,8 @@ class Run:
     device : torch.device
         Where it runs; becomes the CPU if the accelerator runs out of memory.
     precision : str
-        ``"float32"`` or ``"float16 (autocast)"``.
+        ``"float32"`` or ``"float16 (autocast)"``, the default on CUDA; a runner whose network needs it sets
+        ``"float32"`` before it predicts.
     tiles : int
         Number of tiles that went through a network.
     """
