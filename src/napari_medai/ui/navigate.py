@@ -42,7 +42,7 @@ def go_to(viewer: ViewerModel, layer: Layer, axes: str, place: Mapping[str, floa
     viewer.dims.set_point([n + offset for n in moved], [float(world[n]) for n in moved])
     if centre:
         shown = [world[d - offset] if d >= offset else 0.0 for d in viewer.dims.displayed]
-        viewer.camera.center = (0.0,) * (3 - len(shown)) + tuple(float(w) for w in shown)
+        viewer.scene.camera.center = (0.0,) * (3 - len(shown)) + tuple(float(w) for w in shown)
 
 
 def current_index(viewer: ViewerModel, layer: Layer, axes: str, axis: str) -> int:

@@ -1,0 +1,477 @@
+"""The panel in a real viewer, with stages that cost nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.layers import Image, Labels, Points, Shapes
+from napari.utils import progress
+from napari.utils.notifications import ErrorNotification, notification_manager
+from qtpy.QtWidgets import QApplication
+from standins import MODELS, Runner, find
+
+from napari_medai.core.errors import InputError
+from napari_medai.core.stage import Stage
+from napari_medai.stages import STAGES
+from napari_medai.ui import offers, widgets
+from napari_medai.ui.card import CardDialog
+from napari_medai.ui.panel import StagePanel
+
+PANELS = {
+    "denoise": widgets.denoise_panel,
+    "segment": widgets.segment_panel,
+    "classify": widgets.classify_panel,
+    "detect": widgets.detect_panel,
+    "explain": widgets.explain_panel,
+}
+
+
+@pytest.fixture(autouse=True)
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """The stages and models that cost nothing; fails a test that leaves a thread or a bar behind."""
+    runner = Runner()
+    monkeypatch.setattr(offers, "find_models", find)
+    monkeypatch.setattr(Stage, "load", lambda self: runner.load(self.name))
+    yield runner
+    if runner.gate is not None:
+        runner.gate.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("medai"):
+            thread.join(5)
+            assert not thread.is_alive()
+    assert not progress._all_instances
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Any) -> Any:
+    return make_napari_viewer(strict_qt=True)
+
+
+@pytest.fixture
+def layers(qtbot: Any) -> Any:
+    """A viewer without a window: enough for what a panel offers, and ten times as fast."""
+    return ViewerModel()
+
+
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).random((6, 20, 30)).astype(np.float32)
+
+
+def add_scan(viewer: Any, name: str = "head", **keywords: Any) -> Image:
+    place = {
+        "scale": (4.0, 1.0, 1.0),
+        "translate": (-40.0, 5.0, 7.0),
+        "units": ("mm",) * 3,
+        "axis_labels": tuple("zyx"),
+    }
+    return viewer.add_image(volume(), name=name, **(place | keywords))
+
+
+def add_slide(viewer: Any, name: str = "slide") -> Image:
+    return viewer.add_image(volume()[0], name=name, units=("mm",) * 2, axis_labels=tuple("yx"))
+
+
+def dock(viewer: Any, stage: str) -> StagePanel:
+    panel = PANELS[stage](viewer)
+    viewer.window.add_dock_widget(panel, name=stage)
+    return panel
+
+
+def undocked(qtbot: Any, layers: Any, stage: str) -> StagePanel:
+    panel = PANELS[stage](layers)
+    qtbot.addWidget(panel)
+    return panel
+
+
+def run(panel: StagePanel, qtbot: Any) -> None:
+    assert panel.run_button.isEnabled()
+    panel.run_button.click()
+    assert panel.running
+    qtbot.waitUntil(lambda: not panel.running, timeout=10_000)
+
+
+def messages() -> list[str]:
+    return [record.message for record in notification_manager.records]
+
+
+# what is offered
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_offers_the_models_of_its_stage(layers: Any, qtbot: Any, stage: str) -> None:
+    panel = undocked(qtbot, layers, stage)
+    ids = [model.id for model in panel.models.models]
+    if stage == "explain":
+        assert ids == ["brain", "nuclei", "quality"]
+    else:
+        assert ids == [model.id for model in MODELS if model.spec.stage == stage]
+
+
+def test_nothing_open_says_so(layers: Any, qtbot: Any) -> None:
+    panel = undocked(qtbot, layers, "segment")
+    assert not panel.run_button.isEnabled()
+    assert "No image is open" in panel.run_button.toolTip()
+    assert "No image is open" in panel.status.text()
+    panel.start()  # as a script might
+    assert not panel.running
+    add_scan(layers)
+    assert panel.run_button.isEnabled()
+    assert panel.status.text() == ""
+
+
+def test_layers_that_do_not_fit_are_shown_with_the_reason(layers: Any, qtbot: Any) -> None:
+    slide, head = add_slide(layers), add_scan(layers)
+    layers.add_labels(np.zeros((4, 4), int), name="drawn")
+    panel = undocked(qtbot, layers, "segment")
+    assert panel.models.choose("brain")
+    assert [panel.layers.itemText(n) for n in range(panel.layers.count())] == ["head", "slide"]
+    assert panel.layers.layer is head
+    assert not panel.layers.choose(slide)
+    assert panel.layers.reasons == {"slide": "Model 'brain' works on 3-D images; this one is 2-D with the axes 'yx'."}
+    panel.models.choose("nuclei")
+    assert panel.layers.layer is slide
+    assert list(panel.layers.reasons) == ["head"]
+
+
+def test_no_fitting_layer_gives_the_reason(layers: Any, qtbot: Any) -> None:
+    add_slide(layers)
+    panel = undocked(qtbot, layers, "segment")
+    panel.models.choose("brain")
+    assert not panel.run_button.isEnabled()
+    assert panel.status.text() == (
+        "No open image fits. slide: Model 'brain' works on 3-D images; this one is 2-D with the axes 'yx'."
+    )
+
+
+def test_follows_the_selected_layer_and_takes_a_model_for_it(layers: Any, qtbot: Any) -> None:
+    slide, head = add_slide(layers), add_scan(layers)
+    layers.layers.selection.active = slide
+    panel = undocked(qtbot, layers, "detect")
+    assert (panel.layers.layer, panel.models.chosen.id) == (slide, "micronuclei")
+    layers.layers.selection.active = head
+    assert (panel.layers.layer, panel.models.chosen.id) == (head, "blobs3d")
+
+
+def test_model_that_a_person_chose_stays(layers: Any, qtbot: Any) -> None:
+    slide, head = add_slide(layers), add_scan(layers)
+    layers.layers.selection.active = slide
+    panel = undocked(qtbot, layers, "detect")
+    panel.models.activated.emit(0)
+    layers.layers.selection.active = head
+    assert (panel.layers.layer, panel.models.chosen.id) == (slide, "micronuclei")
+
+
+def test_volumes_are_denoised_as_volumes(layers: Any, qtbot: Any) -> None:
+    add_scan(layers)
+    assert undocked(qtbot, layers, "denoise").models.chosen.id == "self3d"
+
+
+def test_list_follows_adding_renaming_and_removing(layers: Any, qtbot: Any) -> None:
+    panel = undocked(qtbot, layers, "classify")
+    head = add_scan(layers)
+    add_scan(layers, "second")
+    names = lambda: [panel.layers.itemText(n) for n in range(panel.layers.count())]  # noqa: E731
+    assert names() == ["second", "head"]
+    head.name = "first"
+    assert names() == ["second", "first"]
+    layers.layers.selection.active = head
+    assert panel.layers.layer is head
+    layers.layers.remove(head)
+    assert names() == ["second"]
+    assert panel.layers.layer.name == "second"
+
+
+def test_channel_and_time_are_asked_for_where_there_are_any(layers: Any, qtbot: Any) -> None:
+    data = np.random.default_rng(0).random((3, 2, 20, 20)).astype(np.float32)
+    many = layers.add_image(data, name="many", axis_labels=tuple("tcyx"), units=("pixel",) * 4)
+    slide = add_slide(layers)
+    layers.layers.selection.active = many
+    panel = undocked(qtbot, layers, "classify")
+    assert panel.form.editor("channel").maximum() == 1
+    assert panel.form.editor("frame").maximum() == 2
+    assert panel.form._rows.isRowVisible(panel.form.editor("frame"))
+    panel.form.set_value("frame", 2)
+    layers.layers.selection.active = slide
+    assert panel.layers.layer is slide
+    assert not panel.form._rows.isRowVisible(panel.form.editor("frame"))
+    assert panel.values()["frame"] == 0
+
+
+def test_explain_offers_the_classes_of_its_model(layers: Any, qtbot: Any) -> None:
+    add_scan(layers)
+    panel = undocked(qtbot, layers, "explain")
+    assert panel.models.chosen.id == "quality"
+    target = panel.form.editor("target")
+    texts = [target.itemText(n) for n in range(target.count())]
+    assert texts == ["most probable", "noise", "blur", "motion", "ghosting", "bias field", "clipping"]
+    panel.models.choose("brain")
+    assert [target.itemText(n) for n in range(target.count())] == ["most probable", "brain"]
+
+
+def test_card_opens_and_closes_with_the_panel(layers: Any, qtbot: Any) -> None:
+    panel = undocked(qtbot, layers, "segment")
+    panel.card_button.click()
+    (dialog,) = panel.findChildren(CardDialog)
+    assert "Stands in for" in dialog.text.toPlainText()
+
+
+# running
+
+
+def test_sends_the_params_and_the_volume_in_another_thread(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    head = add_scan(viewer)
+    panel = dock(viewer, "denoise")
+    panel.form.set_value("strength", 0.5)
+    panel.form.set_value("seed", 7)
+    run(panel, qtbot)
+    ((stage, sent, model, params),) = runner.calls
+    assert (stage, model.id) == ("denoise", "self3d")
+    assert isinstance(params, STAGES["denoise"].params)
+    assert (params.strength, params.seed, params.device) == (0.5, 7, "auto")
+    assert sent.array is head.data
+    assert (sent.axes, sent.units, sent.spacing) == ("zyx", "mm", (4.0, 1.0, 1.0))
+    assert runner.threads[0].startswith("medai-denoise")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"), [("denoise", Image), ("segment", Labels), ("detect", Points), ("explain", Image)]
+)
+def test_result_lies_on_the_scan(viewer: Any, qtbot: Any, stage: str, kind: type) -> None:
+    head = add_scan(viewer)
+    panel = dock(viewer, stage)
+    run(panel, qtbot)
+    assert len(viewer.layers) == 2
+    made = viewer.layers[1]
+    assert type(made) is kind
+    assert made.axis_labels == ("z", "y", "x")
+    assert [str(unit) for unit in made.units] == ["millimeter"] * 3
+    assert made.metadata["medai"]["provenance"]["stage"] == stage
+    if kind is not Points:
+        np.testing.assert_allclose(made.extent.world, head.extent.world)
+    assert panel.layers.layer is head  # not its own result
+    assert panel.run_button.text() == "Run"
+    assert panel.bar.isHidden()
+
+
+def test_second_run_adds_a_layer(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    run(panel, qtbot)
+    assert [layer.name for layer in viewer.layers] == ["head", "head brain", "head brain [1]"]
+    assert runner.calls[0][1].name == runner.calls[1][1].name == "head"
+
+
+def test_second_run_replaces_if_asked_but_never_what_was_edited(viewer: Any, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    panel.replace.setChecked(True)
+    run(panel, qtbot)
+    first = viewer.layers[1]
+    run(panel, qtbot)
+    assert len(viewer.layers) == 2
+    assert viewer.layers[1] is not first
+    viewer.layers[1].paint((2, 5, 5), 3)
+    run(panel, qtbot)
+    assert len(viewer.layers) == 3
+
+
+def test_button_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.gate = threading.Event()
+    panel.run_button.click()
+    assert panel.run_button.text() == "Cancel"
+    qtbot.waitUntil(lambda: "Tile 3 of 4" in panel.status.text(), timeout=5000)
+    assert panel.bar.value() == 500
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    assert panel.status.text().startswith("Cancelled after")
+    assert len(viewer.layers) == 1
+    runner.gate = None
+    run(panel, qtbot)
+    assert len(viewer.layers) == 2
+
+
+def test_activity_dock_shows_progress_and_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.gate = threading.Event()
+    panel.run_button.click()
+    (bar,) = progress._all_instances
+    assert "Segment head" in bar.desc
+    qtbot.waitUntil(lambda: bar.n == 50, timeout=5000)
+    bar.cancel()
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    assert panel.status.text().startswith("Cancelled after")
+    assert not progress._all_instances
+
+
+def test_our_errors_are_told_in_plain_words(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.error = InputError("Every pixel has the value 3: there is nothing to look at.")
+    run(panel, qtbot)
+    assert panel.status.text() == str(runner.error)
+    record = notification_manager.records[-1]
+    assert record.message == str(runner.error)
+    assert not isinstance(record, ErrorNotification)
+    assert len(viewer.layers) == 1
+    runner.error = None
+    run(panel, qtbot)
+    assert len(viewer.layers) == 2
+
+
+def test_unexpected_errors_keep_their_traceback(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.error = ZeroDivisionError("division by zero")
+    run(panel, qtbot)
+    assert "unexpectedly (ZeroDivisionError)" in panel.status.text()
+    record = notification_manager.records[-1]
+    assert isinstance(record, ErrorNotification)
+    assert "standins.py" in record.as_text()
+    assert panel.run_button.isEnabled()
+    notification_manager.records.clear()  # an exception with its frames keeps the viewer alive
+    runner.error = None
+
+
+def test_notes_reach_the_status_and_the_metadata(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.note = "smaller tile after lack of memory"
+    run(panel, qtbot)
+    assert panel.status.text().count("• smaller tile after lack of memory") == 1
+    assert runner.note in viewer.layers[1].metadata["medai"]["provenance"]["notes"]
+
+
+def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    head = add_scan(viewer)
+    extent = head.extent.world.copy()
+    panel = dock(viewer, "segment")
+    runner.gate = threading.Event()
+    panel.run_button.click()
+    viewer.layers.remove(head)
+    runner.gate.set()
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    (mask,) = viewer.layers
+    np.testing.assert_allclose(mask.extent.world, extent)
+    panel.outcome.table.select(0)
+    assert not panel.run_button.isEnabled()
+
+
+@pytest.mark.parametrize("how", ["dock", "viewer"])
+def test_closing_ends_the_run(make_napari_viewer: Any, runner: Runner, qtbot: Any, how: str) -> None:
+    viewer = make_napari_viewer()
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.gate = threading.Event()
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: bool(runner.calls), timeout=5000)
+    job = panel._running.job
+    if how == "dock":
+        viewer.window.remove_dock_widget(panel)
+    else:
+        del panel
+        viewer.close()
+    qtbot.waitUntil(lambda: job.state.finished, timeout=5000)
+    assert not progress._all_instances
+    if how == "dock":
+        assert len(viewer.layers) == 1
+
+
+def test_closed_panel_leaves_nothing(viewer: Any, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    viewer.window.remove_dock_widget(panel)
+    gone = weakref.ref(panel)
+    del panel
+    gc.collect()
+    assert gone() is None
+    add_scan(viewer, "later")  # no callback of the panel is left
+
+
+# the dock's lower part
+
+
+def test_row_moves_the_viewer_to_its_object(viewer: Any, qtbot: Any) -> None:
+    head = add_scan(viewer)
+    panel = dock(viewer, "detect")
+    run(panel, qtbot)
+    panel.outcome.table.select(1)
+    # centre of a (6, 20, 30) grid: index 2.5, 9.5, 14.5; world 4 * 2.5 - 40, 9.5 + 5, 14.5 + 7
+    assert viewer.dims.point == pytest.approx((-30.0, 14.5, 21.5), abs=2.0)
+    assert viewer.scene.camera.center[1:] == pytest.approx((14.5, 21.5))
+    assert viewer.layers[1].selected_data == {1}
+    assert head in viewer.layers
+
+
+def test_row_of_an_instance_chooses_its_label(viewer: Any, qtbot: Any) -> None:
+    add_slide(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    assert panel.outcome.heading.text() == "2 rows"
+    panel.outcome.table.select(1)
+    assert viewer.layers[1].selected_label == 2
+
+
+def test_boxes_of_a_slide_are_shapes(viewer: Any, qtbot: Any) -> None:
+    add_slide(viewer)
+    panel = dock(viewer, "detect")
+    run(panel, qtbot)
+    assert isinstance(viewer.layers[1], Shapes)
+    assert panel.status.text().startswith("4 objects found.")
+    panel.outcome.copy_button.click()
+    assert QApplication.clipboard().text().splitlines()[1].startswith("0\tmicronucleus\t0.9\t")
+
+
+def test_scores_move_the_slider_and_follow_it(viewer: Any, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "classify")
+    run(panel, qtbot)
+    assert len(viewer.layers) == 1
+    assert not panel.outcome.scores.isHidden()
+    assert panel.outcome.table.isHidden()
+    panel.outcome.scores.slice_chosen.emit(4)
+    assert viewer.dims.point[0] == pytest.approx(-24.0)
+    assert panel.outcome.scores.timeline._current == 4
+    viewer.dims.set_current_step(0, 1)
+    assert panel.outcome.scores.timeline._current == 1
+
+
+def test_saves_the_table(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "detect")
+    run(panel, qtbot)
+    panel.outcome.save(tmp_path / "objects")
+    lines = (tmp_path / "objects.csv").read_text().splitlines()
+    assert lines[0].startswith("index,label,score,z,y,x,z_mm,y_mm,x_mm")
+    assert len(lines) == 5
+
+
+def test_save_that_fails_is_told(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "detect")
+    run(panel, qtbot)
+    before = len(messages())
+    panel.outcome.save(tmp_path / "nowhere" / "objects.csv")
+    assert len(messages()) == before + 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_narrow_dock_shows_everything(make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
+    viewer = make_napari_viewer()
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    assert panel.minimumSizeHint().width() <= 350
+    assert panel.form.minimumSizeHint().width() <= 330
