@@ -14,8 +14,7 @@ from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 def is_dicomdir(header: Header) -> bool:
     """Whether a header is that of a DICOMDIR."""
-    meta = getattr(header.fields, "file_meta", None)
-    return meta is not None and text(meta, "MediaStorageSOPClassUID") == DICOMDIR_CLASS
+    return header.media_class == DICOMDIR_CLASS
 
 
 def referenced_files(path: Path) -> tuple[list[str], int]:

@@ -8,22 +8,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import GeometryError
-from napari_medai.io.dicom.headers import Header, items, number, numbers, text
+from napari_medai.io.dicom.headers import Header, frame_count, items, number, numbers, text
 from napari_medai.io.dicom.mosaic import mosaic_of
 
 # Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
 DIRECTION_TOLERANCE = 0.02
-# At most as many frames as a header may claim; above it a count is taken for damage.
-MOST_FRAMES = 1_000_000
 
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a plane lies in the patient.
+
+    Attributes
+    ----------
+    position : (3,) array
+        Centre of the first pixel, (x, y, z) in mm, LPS.
+    orientation : (2, 3) array
+        Unit vectors along a row and along a column, (x, y, z).
+    spacing : tuple of 2 floats
+        Distance of rows and of columns in mm.
+    """
+
+    position: Vector
+    orientation: Vector
+    spacing: tuple[float, float]
+
+    @property
+    def normal(self) -> Vector:
+        """Unit vector (x, y, z) across the plane: row direction x column direction."""
+        return np.cross(self.orientation[0], self.orientation[1])
+
+    def moved(self, way: Vector) -> Place:
+        """The place of a parallel plane."""
+        return replace(self, position=self.position + way)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +62,10 @@ class Frame:
         Of the file.
     index : int
         Frame number in the file, from 0.
-    tile : tuple of 2 ints or None
-        First row and column of the plane within the frame, for mosaics.
     rows, columns : int
         Size.
-    position : (3,) array or None
-        Centre of the first pixel, (x, y, z) in mm, LPS.
-    orientation : (2, 3) array or None
-        Unit vectors along a row and along a column, (x, y, z).
+    place : Place or None
+        Where it lies, if the header says so.
     spacing : tuple of 2 floats or None
         Distance of rows and of columns in mm.
     thickness : float or None
@@ -56,14 +78,15 @@ class Frame:
         What sort of image it is, by the later values of Image Type, e.g. magnitude or phase.
     marks : mapping of str to float
         What may tell images of one place apart: ``"b"``, ``"echo"``, ``"time"`` …
+    tile : tuple of 2 ints or None
+        First row and column of the plane within the frame, for mosaics.
     """
 
     header: Header
     index: int
     rows: int
     columns: int
-    position: Vector | None
-    orientation: Vector | None
+    place: Place | None
     spacing: tuple[float, float] | None
     thickness: float | None
     slope: float = 1.0
@@ -72,22 +95,6 @@ class Frame:
     kind: str = ""
     marks: Mapping[str, float] = field(default_factory=dict)
     tile: tuple[int, int] | None = None
-
-    @property
-    def normal(self) -> Vector:
-        """Unit vector (x, y, z) across the plane: row direction x column direction."""
-        assert self.orientation is not None
-        return np.cross(self.orientation[0], self.orientation[1])
-
-    @property
-    def in_space(self) -> bool:
-        """Whether the plane has a place in the patient."""
-        return self.position is not None and self.orientation is not None and self.spacing is not None
-
-
-def frame_count(header: Header) -> int:
-    """Number of frames in the file; at least 1."""
-    return min(max(1, header.integer("NumberOfFrames", 1)), MOST_FRAMES)
 
 
 def frames_of(header: Header) -> list[Frame]:
@@ -102,7 +109,13 @@ def frames_of(header: Header) -> list[Frame]:
     if mosaic is not None:
         whole = _frame(header, 0, None, None)
         return [
-            _replaced(whole, position=position, tile=tile, rows=mosaic.rows, columns=mosaic.columns)
+            replace(
+                whole,
+                place=None if whole.place is None else replace(whole.place, position=position),
+                tile=tile,
+                rows=mosaic.rows,
+                columns=mosaic.columns,
+            )
             for position, tile in zip(mosaic.positions, mosaic.tiles, strict=True)
         ]
     count = frame_count(header)
@@ -112,11 +125,6 @@ def frames_of(header: Header) -> list[Frame]:
     if count > 1 and not groups:
         frames = _offset_frames(header, frames)
     return frames
-
-
-def _replaced(frame: Frame, **changes: Any) -> Frame:
-    values = {name: getattr(frame, name) for name in Frame.__dataclass_fields__}
-    return Frame(**{**values, **changes})
 
 
 def _macro(group: Any, shared: Any, keyword: str) -> Any:
@@ -135,6 +143,7 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
     orientation = numbers(_macro(group, shared, "PlaneOrientationSequence") or fields, "ImageOrientationPatient")
     values = _macro(group, shared, "PixelValueTransformationSequence") or fields
     window = _macro(group, shared, "FrameVOILUTSequence") or fields
+    spacing = _spacing(header, numbers(measures, "PixelSpacing"))
     slope = number(values, "RescaleSlope")
     if slope is None and header.text("Modality") == "RTDOSE":
         slope = header.number("DoseGridScaling")
@@ -146,9 +155,8 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
         index,
         header.integer("Rows"),
         header.integer("Columns"),
-        _finite(position, "position") if len(position) == 3 else None,
-        _directions(_finite(orientation, "orientation")) if len(orientation) == 6 else None,
-        _spacing(header, numbers(measures, "PixelSpacing")),
+        _place(position, orientation, spacing),
+        spacing,
         _thickness(measures, fields),
         slope,
         intercept,
@@ -156,6 +164,14 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
         _kind(header, group, shared),
         _marks(header, index, group, shared),
     )
+
+
+def _place(
+    position: tuple[float, ...], orientation: tuple[float, ...], spacing: tuple[float, float] | None
+) -> Place | None:
+    start = _finite(position, "position") if len(position) == 3 else None
+    directions = _directions(_finite(orientation, "orientation")) if len(orientation) == 6 else None
+    return None if start is None or directions is None or spacing is None else Place(start, directions, spacing)
 
 
 def _finite(values: tuple[float, ...], what: str) -> Vector:
@@ -278,24 +294,20 @@ def _seconds(fields: Any) -> float | None:
 
 def _offset_frames(header: Header, frames: list[Frame]) -> list[Frame]:
     # RT Dose (PS3.3 C.8.8.3.2) and reconstructed NM tomograms (C.8.4.11, C.8.4.15) give one place and offsets.
-    first = frames[0]
-    offsets = np.array(header.numbers("GridFrameOffsetVector"))
-    if first.in_space and len(offsets) == len(frames):
-        offsets = _finite(tuple(offsets), "frame offset") - offsets[0]
-        return [_replaced(f, position=first.position + first.normal * o) for f, o in zip(frames, offsets, strict=True)]
+    first = frames[0].place
+    offsets = header.numbers("GridFrameOffsetVector")
+    step = header.number("SpacingBetweenSlices") or header.number("SliceThickness")
     detector = next(iter(header.items("DetectorInformationSequence")), None)
-    if detector is not None and {"TOMO", "RECON TOMO", "RECON GATED TOMO"} & set(header.texts("ImageType")):
-        position = numbers(detector, "ImagePositionPatient")
-        orientation = numbers(detector, "ImageOrientationPatient")
-        step = header.number("SpacingBetweenSlices") or header.number("SliceThickness")
-        if len(position) == 3 and len(orientation) == 6 and step is not None and math.isfinite(step) and step != 0:
-            directions = _directions(_finite(orientation, "orientation"))
-            start = _finite(position, "position")
-            if directions is not None:
-                normal = np.cross(directions[0], directions[1])
-                return [
-                    _replaced(f, position=start + normal * step * n, orientation=directions)
-                    for n, f in enumerate(frames)
-                ]
-    # One position for all frames says nothing of where each of them lies.
-    return [_replaced(f, position=None) for f in frames]
+    tomogram = {"TOMO", "RECON TOMO", "RECON GATED TOMO"} & set(header.texts("ImageType"))
+    if first is not None and len(offsets) == len(frames):
+        along = np.asarray(_finite(offsets, "frame offset") - offsets[0], dtype=np.float64)
+    elif detector is not None and tomogram and step is not None and math.isfinite(step) and step != 0:
+        position, orientation = numbers(detector, "ImagePositionPatient"), numbers(detector, "ImageOrientationPatient")
+        first = _place(position, orientation, frames[0].spacing)
+        along = np.asarray(step * np.arange(len(frames)), dtype=np.float64)
+    else:
+        first = None
+    if first is None:
+        # One position for all frames says nothing of where each of them lies.
+        return [replace(f, place=None) for f in frames]
+    return [replace(f, place=first.moved(first.normal * far)) for f, far in zip(frames, along, strict=True)]

@@ -12,46 +12,55 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydicom import dcmread
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from napari_medai.core.errors import ReadError
+from napari_medai.io.dicom.elements import CHUNK, read_elements
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 PREAMBLE = 128
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
+# Threads hide the delay of network drives; parsing itself holds Python's lock.
+_THREADS, _THREADED = 4, 16
 
-_KEYWORDS = """
-SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID AcquisitionDate ContentDate AcquisitionTime ContentTime
-AcquisitionDateTime Modality Manufacturer SeriesDescription BodyPartExamined SliceThickness SpacingBetweenSlices
-EchoTime EchoNumbers InversionTime TriggerTime FlipAngle FrameTime FrameTimeVector ImagerPixelSpacing
-NominalScannedPixelSpacing DiffusionBValue DiffusionGradientOrientation
-SeriesInstanceUID SeriesNumber AcquisitionNumber InstanceNumber ImagePositionPatient
-ImageOrientationPatient FrameOfReferenceUID TemporalPositionIdentifier TemporalPositionIndex SliceLocation
-ComplexImageComponent SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames
-FrameIncrementPointer Rows Columns PixelSpacing PixelAspectRatio BitsAllocated BitsStored HighBit PixelRepresentation
-SmallestImagePixelValue LargestImagePixelValue PixelPaddingValue WindowCenter WindowWidth RescaleIntercept RescaleSlope
-RescaleType ModalityLUTSequence LossyImageCompression
-RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
-RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
-SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
-SegmentedBluePaletteColorLookupTableData AlphaPaletteColorLookupTableDescriptor AlphaPaletteColorLookupTableData
-SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DetectorInformationSequence GridFrameOffsetVector
-DoseGridScaling SegmentationType SegmentSequence ExtendedOffsetTable ExtendedOffsetTableLengths
-TotalPixelMatrixColumns
-""".split()
+_KEYWORDS = (
+    # what it is
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer",
+    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "BodyPartExamined", "ComplexImageComponent",
+    # when, among others of its series
+    "AcquisitionTime", "ContentTime", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier",
+    "TemporalPositionIndex", "EchoTime", "InversionTime", "TriggerTime", "FlipAngle", "FrameTime", "DiffusionBValue",
+    # where
+    "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "PixelSpacing", "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence",
+    # pixels
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths", "LossyImageCompression",
+    # values
+    "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "DoseGridScaling",
+    "SegmentationType", "SegmentSequence",
+)  # fmt: skip
 
 # Siemens: number of images in a mosaic, b value, CSA image and series headers, acquisition matrix. GE: b value.
-_PRIVATE = (0x0019100A, 0x0019100C, 0x00291010, 0x00291020, 0x0051100B, 0x00431039)
+_PRIVATE = {0x0019100A: "US", 0x0019100C: "IS", 0x00291010: "OB", 0x00291020: "OB", 0x0051100B: "CS", 0x00431039: "IS"}
 
-TAGS = tuple(tag_for_keyword(word) for word in _KEYWORDS) + _PRIVATE
+_TAGS = {word: int(tag_for_keyword(word) or 0) for word in _KEYWORDS}
+WANTED = {tag: dictionary_VR(tag).split(" ")[0] for tag in _TAGS.values()} | _PRIVATE
+# At most as many frames as a header may claim; above it a count is taken for damage.
+MOST_FRAMES = 1_000_000
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UT", b"UC", b"UR", b"SV", b"UV")
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
+
+
+class NotDicomError(ReadError):
+    """The file does not begin as DICOM does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +71,10 @@ class Header:
     ----------
     path : str
         The file.
-    fields : pydicom.Dataset
-        The elements of the whitelist that it has.
+    fields : dict
+        The elements of the whitelist that it has: text, numbers, bytes or sequences by tag.
+    media_class : str
+        Media Storage SOP Class UID.
     syntax : str
         Transfer syntax UID; guessed from the encoding where the file does not say it.
     pixel_keyword : str
@@ -81,7 +92,8 @@ class Header:
     """
 
     path: str
-    fields: Any
+    fields: dict[int, Any]
+    media_class: str
     syntax: str
     pixel_keyword: str
     pixel_offset: int
@@ -116,16 +128,32 @@ class Header:
         return tuple(part.strip().upper() for part in self.text(keyword).split("\\"))
 
 
-def value(fields: Any, key: Any) -> Any:
-    """The value of an element, or None if it is absent, empty or unreadable."""
-    try:
-        found = fields[key].value
-    except BROKEN_FILE:
-        return None
-    return None if isinstance(found, str) and not found else found
+def frame_count(header: Header) -> int:
+    """Number of frames in the file; at least 1."""
+    return min(max(1, header.integer("NumberOfFrames", 1)), MOST_FRAMES)
 
 
-def text(fields: Any, key: Any) -> str:
+def value(fields: Any, key: str | int) -> Any:
+    """The value of an element of a header's fields or of a sequence's item, None if absent, empty or unreadable.
+
+    Parameters
+    ----------
+    fields : dict or pydicom.Dataset
+        Values by tag, or an item.
+    key : str or int
+        Keyword or tag.
+    """
+    if isinstance(fields, dict):
+        found = fields.get(_TAGS[key] if isinstance(key, str) else key)
+    else:
+        try:
+            found = fields[key].value
+        except BROKEN_FILE:
+            return None
+    return None if isinstance(found, str | tuple) and not found else found
+
+
+def text(fields: Any, key: str | int) -> str:
     """An element as text, several values joined by a backslash."""
     found = value(fields, key)
     if found is None:
@@ -140,12 +168,14 @@ def text(fields: Any, key: Any) -> str:
         return str(found)
 
 
-def numbers(fields: Any, key: Any) -> tuple[float, ...]:
-    """All values of a numeric element."""
+def numbers(fields: Any, key: str | int) -> tuple[float, ...]:
+    """All values of a numeric element, empty if it is absent or not numeric."""
     found = value(fields, key)
     if found is None or isinstance(found, bytes):
         return ()
-    if isinstance(found, str) or not hasattr(found, "__iter__"):
+    if isinstance(found, str):
+        found = found.split("\\")
+    elif not hasattr(found, "__iter__"):
         found = (found,)
     try:
         return tuple(float(part) for part in found)
@@ -153,16 +183,16 @@ def numbers(fields: Any, key: Any) -> tuple[float, ...]:
         return ()
 
 
-def number(fields: Any, key: Any) -> float | None:
+def number(fields: Any, key: str | int) -> float | None:
     """The first value of a numeric element."""
     found = numbers(fields, key)
     return found[0] if found else None
 
 
-def items(fields: Any, key: Any) -> Sequence[Any]:
+def items(fields: Any, key: str | int) -> Sequence[Any]:
     """The items of a sequence, empty if absent or not one."""
     found = value(fields, key)
-    return found if found is not None and not isinstance(found, str | bytes) and hasattr(found, "__len__") else ()
+    return found if isinstance(found, Sequence) and not isinstance(found, str | bytes | tuple) else ()
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -188,15 +218,6 @@ def looks_like_dicom(head: bytes) -> bool:
     return False
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as DICOM does; False if it cannot be opened."""
-    try:
-        with open(path, "rb") as file:
-            return looks_like_dicom(file.read(PREAMBLE + 4))
-    except OSError:
-        return False
-
-
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The header of a file, from memory if the file has not changed since it was last read.
 
@@ -208,55 +229,54 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise ReadError(f"{path} cannot be opened: {error.strerror}.") from error
+        raise ReadError(f"{os.path.basename(path)} cannot be opened: {error.strerror}.") from error
     return _read_header(os.fspath(path), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4096)
 def _read_header(path: str, changed: int, size: int) -> Header:
+    name = os.path.basename(path)
     try:
-        with quietly() as heard, open(path, "rb") as file:
-            if not looks_like_dicom(file.read(PREAMBLE + 4)):
-                raise ReadError(f"{Path(path).name} is not a DICOM file: it does not begin as one.")
-            file.seek(0)
-            fields = dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
-            meta = getattr(fields, "file_meta", None)
-            syntax = text(meta, "TransferSyntaxUID") if meta is not None else ""
-            if not syntax:
-                implicit, little = fields.original_encoding
-                syntax = str(
-                    ImplicitVRLittleEndian
-                    if implicit
-                    else ExplicitVRLittleEndian
-                    if little is not False
-                    else ExplicitVRBigEndian
-                )
-            implicit = fields.original_encoding[0]
-            if syntax == DEFLATED:
-                keyword, offset, length, vr = "PixelData", -1, -1, "OW"
-            else:
-                keyword, offset, length, vr = _find_pixels(
-                    file, bool(implicit), fields.original_encoding[1] is not False
-                )
-            _decode(fields)
+        with open(path, "rb", buffering=0) as raw:
+            head = raw.read(CHUNK)
+            if not looks_like_dicom(head):
+                raise NotDicomError(f"{name} is not a DICOM file: it does not begin as one.")
+            found = read_elements(raw, head, size, WANTED)
+        if found is None:
+            with open(path, "rb") as file:
+                return _through_pydicom(path, file, size)
     except OSError as error:
-        raise ReadError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise ReadError(f"{name} cannot be read: {error.strerror or error}.") from error
     except BROKEN_FILE as error:
         raise ReadError(
-            f"The header of {Path(path).name} is broken ({type(error).__name__}); the file may be cut off or damaged."
+            f"The header of {name} is broken ({type(error).__name__}); the file may be cut off or damaged."
         ) from error
-    if meta is not None and text(meta, "MediaStorageSOPClassUID") == DICOMDIR_CLASS:
-        keyword = ""
-    return Header(path, fields, syntax, keyword, offset, length, vr, size, bool(heard))
+    keyword = _PIXEL_KEYWORDS.get(found.pixel_tag, "")
+    offset, length, vr = found.pixel_offset, found.pixel_length, found.pixel_vr
+    return Header(path, found.values, found.media_class, found.syntax, keyword, offset, length, vr, size, False)
 
 
-def _decode(fields: Any) -> None:
-    # Raw elements become values here, while warnings are collected; the unreadable ones are left out.
-    for tag in list(fields.keys()):
-        try:
-            fields[tag]
-        except BROKEN_FILE:
-            del fields._dict[tag]
+def _through_pydicom(path: str, file: BinaryIO, size: int) -> Header:
+    """Read what is not plain: sequences, big-endian and deflated files, and those that need repair."""
+    with quietly() as heard:
+        dataset = dcmread(file, stop_before_pixels=True, specific_tags=list(WANTED), force=True)
+        meta = getattr(dataset, "file_meta", None)
+        syntax = text(meta, "TransferSyntaxUID") if meta is not None else ""
+        implicit, little = dataset.original_encoding
+        little = little is not False
+        if not syntax:
+            native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            syntax = str(ImplicitVRLittleEndian if implicit else native)
+        if syntax == DEFLATED:
+            pixels = ("PixelData", -1, -1, "OW") if dataset.get("Rows") else ("", 0, 0, "")
+        else:
+            pixels = _find_pixels(file, bool(implicit), little)
+        # Raw elements become values here, while warnings are collected; the unreadable ones are left out.
+        fields = {int(tag): value(dataset, int(tag)) for tag in list(dataset.keys())}
+    media_class = text(meta, "MediaStorageSOPClassUID") if meta is not None else ""
+    if media_class == DICOMDIR_CLASS:
+        pixels = ("", 0, 0, "")
+    return Header(path, fields, media_class, syntax, *pixels, size, bool(heard))
 
 
 def _find_pixels(file: Any, implicit: bool, little: bool) -> tuple[str, int, int, str]:
@@ -282,25 +302,34 @@ def _find_pixels(file: Any, implicit: bool, little: bool) -> tuple[str, int, int
     return keyword, file.tell(), -1 if length == 0xFFFFFFFF else length, vr.decode("latin-1")
 
 
-def read_headers(paths: Sequence[str]) -> tuple[list[Header], list[tuple[str, ReadError]]]:
-    """The headers of many files, read on threads.
+def read_headers(paths: Sequence[str]) -> tuple[list[Header], list[ReadError]]:
+    """The headers of many files, read on threads; files that are not DICOM are passed over.
 
     Returns
     -------
     list of Header
         In the order of ``paths``.
-    list of (path, ReadError)
-        The files that could not be read.
+    list of ReadError
+        One for each DICOM file that could not be read.
     """
 
-    def attempt(path: str) -> Header | ReadError:
-        try:
-            return read_header(path)
-        except ReadError as error:
-            return error
+    def attempt(some: Sequence[str]) -> list[Header | ReadError]:
+        answers: list[Header | ReadError] = []
+        for path in some:
+            try:
+                answers.append(read_header(path))
+            except NotDicomError:
+                continue
+            except ReadError as error:
+                answers.append(error)
+        return answers
 
-    with quietly(), ThreadPoolExecutor(max_workers=min(8, max(1, len(paths)))) as pool:
-        answers = list(pool.map(attempt, paths))
+    if len(paths) < _THREADED:
+        answers = attempt(paths)
+    else:
+        share = -(-len(paths) // _THREADS)
+        parts = [paths[n : n + share] for n in range(0, len(paths), share)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            answers = [answer for part in pool.map(attempt, parts) for answer in part]
     headers = [a for a in answers if isinstance(a, Header)]
-    failed = [(p, a) for p, a in zip(paths, answers, strict=True) if isinstance(a, ReadError)]
-    return headers, failed
+    return headers, [a for a in answers if isinstance(a, ReadError)]

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.pixels import apply_color_lut, get_decoder
-from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import UID
 
 from napari_medai.core.errors import DependencyError, ReadError, UnsupportedFormatError
-from napari_medai.io.dicom.headers import DEFLATED, Header, items, numbers, value
+from napari_medai.io.dicom.headers import DEFLATED, Header, frame_count, items, numbers, value
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 _NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
@@ -138,7 +137,7 @@ def pixel_file(header: Header) -> PixelFile:
     """
     name = Path(header.path).name
     if not header.pixel_keyword:
-        raise UnsupportedFormatError(f"{name} holds no image: {what_it_is(header)}.")
+        raise UnsupportedFormatError(f"{name} holds no pixels: {what_it_is(header)}.")
     rows, columns = header.integer("Rows"), header.integer("Columns")
     samples = header.integer("SamplesPerPixel", 1)
     allocated = header.integer("BitsAllocated", 8 * _FLOAT.get(header.pixel_keyword, 0))
@@ -154,21 +153,22 @@ def pixel_file(header: Header) -> PixelFile:
     if not stored - 1 <= high < allocated:
         high = stored - 1
     photometric = header.text("PhotometricInterpretation").upper()
-    try:
-        options = as_pixel_options(header.fields)
-    except BROKEN_FILE as error:
-        raise ReadError(f"The pixels of {name} are not described well enough to be read.") from error
-    options.update(
-        pixel_keyword=header.pixel_keyword,
-        transfer_syntax_uid=UID(header.syntax),
-        samples_per_pixel=samples,
-        bits_allocated=allocated,
-        bits_stored=stored,
-        pixel_representation=int(header.integer("PixelRepresentation") == 1),
-        photometric_interpretation=photometric or ("RGB" if samples > 1 else "MONOCHROME2"),
-        number_of_frames=max(1, header.integer("NumberOfFrames", 1)),
-        planar_configuration=header.integer("PlanarConfiguration"),
-    )
+    options: dict[str, Any] = {
+        "pixel_keyword": header.pixel_keyword,
+        "transfer_syntax_uid": UID(header.syntax),
+        "rows": rows,
+        "columns": columns,
+        "samples_per_pixel": samples,
+        "bits_allocated": allocated,
+        "bits_stored": stored,
+        "pixel_representation": int(header.integer("PixelRepresentation") == 1),
+        "photometric_interpretation": photometric or ("RGB" if samples > 1 else "MONOCHROME2"),
+        "number_of_frames": frame_count(header),
+        "planar_configuration": header.integer("PlanarConfiguration"),
+    }
+    offsets = [value(header.fields, key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    if all(isinstance(table, bytes) for table in offsets):
+        options["extended_offsets"] = tuple(offsets)
     if header.pixel_vr:
         options["pixel_vr"] = header.pixel_vr
     found = PixelFile(
@@ -254,13 +254,23 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
         stored = np.subtract(low + high, stored, dtype=np.int64 if stored.dtype.itemsize < 8 else stored.dtype)
     if plane.table is not None:
         first, entries = plane.table
-        return entries[np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)].astype(dtype, copy=False)
+        places = np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)
+        return np.asarray(entries[places], dtype=dtype)
     if plane.slope == 1 and plane.intercept == 0:
         return stored.astype(dtype, copy=False)
     if dtype.kind == "f":
         # in double, so that a large intercept does not cost digits
         return (stored * plane.slope + plane.intercept).astype(dtype)
-    return stored.astype(dtype) * dtype.type(plane.slope) + dtype.type(plane.intercept)
+    smallest, largest = plane.limits
+    ends = np.iinfo(dtype)
+    if ends.min <= smallest and largest <= ends.max:
+        values: NDArray[Any] = stored.astype(dtype)
+        if plane.slope != 1:
+            values *= dtype.type(plane.slope)
+        values += dtype.type(plane.intercept)
+        return values
+    wide = stored.astype(np.int64) * int(plane.slope) + int(plane.intercept)
+    return np.asarray(np.clip(wide, ends.min, ends.max), dtype=dtype)
 
 
 def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
@@ -282,7 +292,10 @@ def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
     except OSError as error:
         raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
     except BROKEN_FILE as error:
-        raise ReadError(f"Frame {frame} of {name} cannot be decoded: its pixels are damaged.") from error
+        raise ReadError(
+            f"Frame {frame} of {name} ({UID(file.syntax).name}) cannot be decoded: its pixels are damaged, or none of "
+            f"the decoders installed knows this kind of them ({' '.join(str(error).split())[:200]})."
+        ) from error
     return pixels if file.colour else _used_bits(file, pixels)
 
 
@@ -292,10 +305,8 @@ def _is_plain(file: PixelFile) -> bool:
         and file.offset >= 0
         and file.allocated >= 8
         and (
-            file.photometric.startswith("MONOCHROME")
-            and file.samples == 1
-            or file.photometric == "RGB"
-            and file.options["planar_configuration"] == 0
+            (file.photometric.startswith("MONOCHROME") and file.samples == 1)
+            or (file.photometric == "RGB" and file.options["planar_configuration"] == 0)
         )
     )
 
@@ -343,7 +354,11 @@ def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
         return pixels
     low = file.high + 1 - file.stored
     kind = pixels.dtype.newbyteorder("=")
-    return np.right_shift(np.left_shift(pixels.astype(kind), kind.type(spare - low)), kind.type(spare))
+    if kind.kind == "u" and low == 0:
+        return np.asarray(pixels & kind.type((1 << file.stored) - 1))
+    shifted: NDArray[Any] = np.left_shift(pixels.astype(kind, copy=False), kind.type(spare - low))
+    shifted >>= kind.type(spare)
+    return shifted
 
 
 def modality_table(header: Header) -> tuple[int, NDArray[Any]] | None:

@@ -76,14 +76,23 @@ class Planes:
     def lazy(self) -> da.Array:
         """A dask array with one chunk for each plane."""
         chunks = (1, 1, *self.shape[2:])
-        return da.from_array(self, chunks=chunks, name=f"dicom-{uuid.uuid4().hex}", meta=np.empty((0,) * self.ndim, self.dtype))
+        name = f"dicom-{uuid.uuid4().hex}"
+        return da.from_array(self, chunks=chunks, name=name, meta=np.empty((0,) * self.ndim, self.dtype))
 
 
-def common_dtype(planes: Sequence[Plane]) -> np.dtype[Any]:
+def common_dtype(planes: Sequence[Plane], hounsfield: bool = False) -> np.dtype[Any]:
     """The smallest type that holds the values of all planes.
 
     Stored integers keep their type where no rescale changes them; whole slopes and intercepts give
     integers too; anything else float32 (float64 only for stored doubles).
+
+    Parameters
+    ----------
+    planes : sequence of Plane
+        All of an image.
+    hounsfield : bool
+        Whether whole values are Hounsfield units: int16 holds all that occur (the extended scale ends at
+        30710), and padding beyond it is held at the ends of the range.
     """
     first = planes[0]
     if first.file.colour:
@@ -94,6 +103,8 @@ def common_dtype(planes: Sequence[Plane]) -> np.dtype[Any]:
         return np.dtype(np.float32)
     if all(p.slope == 1 and p.intercept == 0 and p.table is None for p in planes):
         return np.result_type(*{p.file.dtype.newbyteorder("=") for p in planes})
+    if hounsfield:
+        return np.dtype(np.int16)
     low, high = min(p.limits[0] for p in planes), max(p.limits[1] for p in planes)
     for kind in _INTEGERS[2:]:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:

@@ -20,7 +20,7 @@ from napari_medai.core.errors import (
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.frames import frames_of
-from napari_medai.io.dicom.headers import Header, is_dicom, read_header, read_headers
+from napari_medai.io.dicom.headers import Header, read_header, read_headers
 from napari_medai.io.dicom.pixels import PixelFile, pixel_file, what_it_is
 from napari_medai.io.dicom.stacks import Stack, stacks_of
 from napari_medai.io.dicom.volumes import volume_of
@@ -154,7 +154,7 @@ def scan(path: PathLike) -> list[Series]:
                 series.findings.append(f"{missing} files that the DICOMDIR lists are not there.")
         return found
     if not header.pixel_keyword:
-        raise UnsupportedFormatError(f"{here.name} holds no image: {what_it_is(header)}.")
+        raise UnsupportedFormatError(f"{here.name} holds no pixels: {what_it_is(header)}.")
     uid = header.text("SeriesInstanceUID")
     pixel_file(header)  # a broken file says so itself, however many good ones lie beside it
     if not uid:
@@ -170,7 +170,7 @@ def _siblings(path: Path) -> list[str]:
             names = sorted(e.name for e in entries if e.is_file() and e.name != path.name)
     except OSError:
         return []
-    return [p for p in (os.path.join(path.parent, name) for name in names) if is_dicom(p)]
+    return [os.path.join(path.parent, name) for name in names]
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -178,7 +178,7 @@ def _files_below(folder: Path) -> list[str]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
         found += [os.path.join(parent, name) for name in sorted(names) if name.upper() != "DICOMDIR"]
-    return [p for p in found if is_dicom(p)]
+    return found
 
 
 def _series(where: Path, paths: Sequence[str], listed: bool) -> list[Series]:
@@ -188,9 +188,11 @@ def _series(where: Path, paths: Sequence[str], listed: bool) -> list[Series]:
     if not images:
         kinds = sorted({what_it_is(h) for h in others})
         if kinds:
-            raise UnsupportedFormatError(f"{where.name} holds no image, only: {', '.join(kinds)}.")
+            raise UnsupportedFormatError(f"{where.name} holds no pixels, only: {', '.join(kinds)}.")
         if failed:
-            raise ReadError(f"None of the {len(failed)} DICOM files in {where.name} can be read; the first: {failed[0][1]}")
+            raise ReadError(
+                f"None of the {len(failed)} DICOM files in {where.name} can be read; the first: {failed[0]}"
+            )
         raise NoImagesError(
             f"None of the files that {where.name} lists is there; copy the whole medium with its folders."
             if listed
@@ -202,7 +204,7 @@ def _series(where: Path, paths: Sequence[str], listed: bool) -> list[Series]:
     found = [Series(uid, group) for uid, group in groups.items()]
     notes = [f"{len(failed)} files beside it cannot be read."] if failed else []
     if others:
-        notes.append(f"{len(others)} files beside it hold no image (e.g. {what_it_is(others[0])}).")
+        notes.append(f"{len(others)} files beside it hold no pixels (e.g. {what_it_is(others[0])}).")
     for series in found:
         series.findings += notes
     return sorted(found, key=lambda s: (s.headers[0].integer("SeriesNumber", 1 << 31), s.uid))
@@ -260,7 +262,8 @@ def open_volume(path: PathLike, series_uid: str = "") -> Volume:
     where = Path(path).name or os.fspath(path)
     if series_uid:
         base = series_uid.partition("#")[0]
-        images = _images([s for s in series if s.uid == base])
+        chosen = [s for s in series if s.uid == base]
+        images = _images(chosen) if chosen else []
         images = [i for i in images if i.uid == series_uid or (i.uid.partition("#")[0] == series_uid)]
         if not images:
             raise ReadError(f"No series {series_uid} in {where}; use list_series to see what is there.")
@@ -286,7 +289,7 @@ def _images(series: Iterable[Series]) -> list[Image]:
         except MedaiError as error:
             failed.append(error)
     if not found:
-        raise failed[0] if failed else NoImagesError("There is no image.")
+        raise failed[0] if failed else NoImagesError("There is no such image.")
     if failed:
         note = f"{len(failed)} other series cannot be opened; the first: {failed[0]}"
         found = [Image(i.uid, i.stack, i.files, (*i.findings, note)) for i in found]

@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from napari_medai.core.geometry import Affine, scaling
-from napari_medai.io.dicom.frames import Frame
+from napari_medai.io.dicom.frames import Frame, Place
 from napari_medai.io.dicom.geometry import SAME_DIRECTION, arrange, places_of, runs_of, stack_affine
 
+Placed = tuple[Frame, Place]
+
+# Pixel spacings of one stack agree to this fraction.
+SAME_SPACING = 1e-3
 # Films of these modalities are pictures of their own, not slices, when no position says otherwise.
 _SECTIONS = ("CT", "MR", "PT", "NM", "OT", "SC", "RTDOSE", "OPT", "SEG", "IVUS", "OCT")
 # What orders images of one place, the first that tells all of them apart; then what names the axis.
@@ -69,15 +73,15 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
         The one with the most planes first.
     """
     found: list[Stack] = []
-    for group in _alike([f for f in frames if f.in_space]):
+    for group in _alike([(f, f.place) for f in frames if f.place is not None]):
         found += _spatial(group)
-    found += _flat([f for f in frames if not f.in_space])
+    found += _flat([f for f in frames if f.place is None])
     return sorted(found, key=lambda stack: -len(stack.frames))
 
 
-def _alike(frames: Iterable[Frame]) -> list[list[Frame]]:
+def _alike(frames: Iterable[Placed]) -> list[list[Placed]]:
     # Same size, pixels and direction; compared with the first of each group, since rounding has borders.
-    groups: list[list[Frame]] = []
+    groups: list[list[Placed]] = []
     for frame in frames:
         for group in groups:
             if _same_plane(group[0], frame):
@@ -88,52 +92,53 @@ def _alike(frames: Iterable[Frame]) -> list[list[Frame]]:
     return groups
 
 
-def _same_plane(a: Frame, b: Frame) -> bool:
+def _same_plane(one: Placed, other: Placed) -> bool:
+    (a, at), (b, there) = one, other
     if (a.rows, a.columns) != (b.rows, b.columns) or _samples(a) != _samples(b):
         return False
-    assert a.spacing is not None and b.spacing is not None and a.orientation is not None and b.orientation is not None
-    return bool(
-        np.allclose(a.spacing, b.spacing, rtol=1e-3)
-        and np.abs(a.orientation - b.orientation).max() <= SAME_DIRECTION
-        # a scout says so and lies in the same series now and then
-        and ("LOCALIZER" in a.kind) == ("LOCALIZER" in b.kind)
+    if max(abs(x - y) / y for x, y in zip(at.spacing, there.spacing, strict=True)) > SAME_SPACING:
+        return False
+    # a scout says so and lies in the same series now and then
+    return bool(np.abs(at.orientation - there.orientation).max() <= SAME_DIRECTION) and (
+        ("LOCALIZER" in a.kind) == ("LOCALIZER" in b.kind)
     )
 
 
-def _samples(frame: Frame) -> tuple[str, ...]:
-    colour = frame.header.integer("SamplesPerPixel", 1) > 1 or "PALETTE" in frame.header.text("PhotometricInterpretation")
-    return ("colour" if colour else "grey", frame.header.pixel_keyword)
+def _samples(frame: Frame) -> tuple[object, ...]:
+    header = frame.header
+    if header.integer("SamplesPerPixel", 1) > 1:
+        return ("colour", header.integer("BitsAllocated"), header.integer("SamplesPerPixel"))
+    return ("palette" if "PALETTE" in header.text("PhotometricInterpretation") else "grey", header.pixel_keyword)
 
 
-def _spatial(group: list[Frame]) -> list[Stack]:
-    normal = group[0].normal
-    distances = np.array([float(frame.position @ normal) for frame in group])
-    places = places_of(distances)
-    by_place: list[list[Frame]] = [[] for _ in range(int(places.max()) + 1)]
-    for frame, place in zip(group, places, strict=True):
-        by_place[int(place)].append(frame)
+def _spatial(group: list[Placed]) -> list[Stack]:
+    normal = group[0][1].normal
+    places = places_of(np.array([place.position for _, place in group]) @ normal)
+    by_place: list[list[Placed]] = [[] for _ in range(int(places.max()) + 1)]
+    for frame, number in zip(group, places, strict=True):
+        by_place[int(number)].append(frame)
     most = max(map(len, by_place))
-    kinds = sorted({f.kind for f in group})
+    kinds = sorted({f.kind for f, _ in group})
     if most > 1 and 1 < len(kinds) < len(group):
         # magnitude and phase, water and fat, original and derived: images of their own
         return [
-            replace(stack, findings=(*stack.findings, f"The series holds several kinds of image; this is {kind or '?'}."))
+            replace(s, findings=(*s.findings, f"The series holds several kinds of image; this is {kind or '?'}."))
             for kind in kinds
-            for stack in _spatial([f for f in group if f.kind == kind])
+            for s in _spatial([f for f in group if f[0].kind == kind])
         ]
     if most == 1:
         rows = [row[0] for row in by_place]
-        order = np.array([float(f.position @ normal) for f in rows])
+        order = np.array([place.position for _, place in rows]) @ normal
         return [_stack([rows[run]], ()) for run in runs_of(order)]
     return _repeated(by_place)
 
 
-def _repeated(by_place: list[list[Frame]]) -> list[Stack]:
-    counts = sorted({len(row) for row in by_place})
-    mark = _telling(by_place)
+def _repeated(by_place: list[list[Placed]]) -> list[Stack]:
+    mark = _telling([[f for f, _ in row] for row in by_place])
+    keys = (*([mark] if mark else []), *_LAST)
     for row in by_place:
-        row.sort(key=lambda f: ([f.marks.get(mark, 0.0)] if mark else []) + [f.marks.get(m, 0.0) for m in _LAST])
-    volumes = [[row[n] for row in by_place if n < len(row)] for n in range(counts[-1])]
+        row.sort(key=lambda placed: [placed[0].marks.get(key, 0.0) for key in keys])
+    volumes = [[row[n] for row in by_place if n < len(row)] for n in range(max(map(len, by_place)))]
     whole = [v for v in volumes if len(v) == len(by_place)]
     rest = [v for v in volumes if len(v) < len(by_place)]
     if len(whole) == 1 and sum(map(len, rest)) * 2 <= len(by_place):
@@ -172,21 +177,20 @@ def _axis(volumes: list[list[Frame]]) -> tuple[str, str, tuple[float, ...]]:
     return "index", "", tuple(float(n) for n in range(len(volumes)))
 
 
-def _stack(volumes: list[list[Frame]], findings: tuple[str, ...]) -> Stack:
+def _stack(volumes: list[list[Placed]], findings: tuple[str, ...]) -> Stack:
     first = volumes[0]
-    lead = first[0]
-    assert lead.orientation is not None and lead.spacing is not None
-    positions = np.array([f.position for f in first])
-    fit = arrange(positions, lead.normal, lead.thickness, min(lead.spacing))
-    affine = stack_affine(fit.origin, fit.step, lead.orientation, lead.spacing)
+    lead, place = first[0]
+    positions = np.array([p.position for _, p in first])
+    fit = arrange(positions, place.normal, lead.thickness, min(place.spacing))
+    affine = stack_affine(fit.origin, fit.step, place.orientation, place.spacing)
     planes = []
     for volume in volumes:
         row: list[Frame | None] = [None] * fit.count
-        for slot, frame in zip(fit.slots, volume, strict=True):
+        for slot, (frame, _) in zip(fit.slots, volume, strict=True):
             row[slot] = frame
         planes.append(tuple(row))
     several = len(volumes) > 1
-    axis = _axis(volumes) if several else None
+    axis = _axis([[f for f, _ in volume] for volume in volumes]) if several else None
     return Stack(tuple(planes), several, fit.count > 1, affine, "mm", axis, findings + fit.findings)
 
 

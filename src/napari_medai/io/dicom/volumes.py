@@ -47,7 +47,7 @@ def volume_of(
     planes = [[None if f is None else _plane(f, files, tables) for f in row] for row in stack.planes]
     real = [p for row in planes for p in row if p is not None]
     colour = real[0].file.colour
-    dtype = common_dtype(real)
+    dtype = common_dtype(real, hounsfield=header.text("Modality") == "CT")
     array = Planes(planes, lead.rows, lead.columns, dtype, colour, _blank(lead, dtype)).lazy()
     axes = ("t" if stack.has_time else "") + ("z" if stack.has_depth else "") + "yx" + ("s" if colour else "")
     array = array[(slice(None) if stack.has_time else 0, slice(None) if stack.has_depth else 0)]
@@ -102,11 +102,14 @@ def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:
 
 
 def _blank(frame: Frame, dtype: np.dtype[Any]) -> float:
-    padding = frame.header.number("PixelPaddingValue")
+    header = frame.header
+    padding = header.number("PixelPaddingValue")
+    if padding is not None and padding > 32767 and header.integer("PixelRepresentation") == 1:
+        padding -= 65536  # implicit files do not say that the value is signed
     if padding is not None and np.isfinite(padding):
         value = padding * frame.slope + frame.intercept
     else:
-        value = float(_AIR) if frame.header.text("Modality") == "CT" else 0.0
+        value = float(_AIR) if header.text("Modality") == "CT" else 0.0
     if dtype.kind == "f":
         return value
     limits = np.iinfo(dtype)
