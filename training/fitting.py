@@ -88,6 +88,7 @@ def save_weights(network: torch.nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     save_file(state, partial)
+    partial.chmod(0o644)  # safetensors writes a file that only its owner can read
     partial.replace(path)
 
 

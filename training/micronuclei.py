@@ -39,7 +39,7 @@ NETWORK = "micronuclei_centres"
 TARGET = 36.0
 """Typical diameter of a nucleus, in pixels, at the network's scale; a micronucleus then measures about 8."""
 SEED = 20261122
-PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 1200, 3e-3, 0.25
+PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 1000, 3e-3, 0.25
 
 
 SPEC = ModelSpec(
@@ -56,7 +56,7 @@ SPEC = ModelSpec(
     weights=WEIGHTS.name,
     licence="BSD-3-Clause",
     citation="Training data: mnfinder 1.2.3 (MIT licence).",
-    options={"threshold": 0.3, "min_distance": 3.0},
+    options={"threshold": 0.3, "min_distance": 2.0},
 )
 
 

@@ -41,7 +41,7 @@ NETWORK = "nuclei_unet"
 TARGET = 24.0
 """Typical diameter of a nucleus, in pixels, at the network's scale."""
 SEED = 20261122
-PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 1200, 4e-3, 0.3
+PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 800, 4e-3, 0.3
 
 
 SPEC = ModelSpec(
@@ -58,7 +58,7 @@ SPEC = ModelSpec(
     weights=WEIGHTS.name,
     licence="BSD-3-Clause",
     citation="Training data: mnfinder 1.2.3 (MIT licence).",
-    options={"foreground_threshold": 0.5, "seed_threshold": 0.4, "saddle": 0.1, "min_area": 12},
+    options={"foreground_threshold": 0.5, "seed_threshold": 0.4, "saddle": 0.2, "min_area": 40},
 )
 
 
