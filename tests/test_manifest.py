@@ -78,13 +78,16 @@ def test_stages(manifest):
 
 
 def test_samples(manifest):
-    shown = {sample.key: sample.command for sample in manifest.contributions.sample_data}
+    shown = {sample.key: (sample.command, sample.display_name) for sample in manifest.contributions.sample_data}
     names = {c.id: c.python_name for c in manifest.contributions.commands}
-    lines = [
-        f"    - command: napari-medai.sample_{key}\n      key: {key}"
-        for key in SAMPLES
-        if names.get(shown.get(key)) != f"napari_medai.ui.samples:{key}"
-    ]
+    lines = []
+    for key, sample in SAMPLES.items():
+        command, title = shown.get(key, ("", ""))
+        if names.get(command) != f"napari_medai.ui.samples:{key}":
+            lines.append(f"    - id: napari-medai.sample_{key}\n      python_name: napari_medai.ui.samples:{key}")
+        if title != sample.title:
+            entry = f"    - command: napari-medai.sample_{key}\n      key: {key}\n      display_name: {sample.title}"
+            lines.append(entry)
     assert not lines, _missing(lines)
     assert set(shown) == set(SAMPLES)
 

@@ -34,14 +34,14 @@ def small_networks(monkeypatch, tmp_path):
     """Stand-ins for deepbet's networks, at a quarter of their size."""
     asked = []
 
-    def load(path, sha256, device):
+    def load(path, sha256, network, device):
         asked.append((path.name, sha256))
         return Bright()
 
     monkeypatch.setattr(brain, "COARSE", (32, 32, 32))
     monkeypatch.setattr(brain, "FINE", (64, 64, 64))
     monkeypatch.setattr(brain, "weights_folder", lambda: tmp_path)
-    monkeypatch.setattr(brain, "load_torchscript", load)
+    monkeypatch.setattr(brain, "load_archive", load)
     return asked
 
 

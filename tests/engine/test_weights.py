@@ -14,7 +14,7 @@ from torch import nn
 
 from napari_medai.core.errors import ModelError
 from napari_medai.engine import weights
-from napari_medai.engine.weights import forget, load_network, load_state, load_torchscript, read_checked, warm
+from napari_medai.engine.weights import forget, load_archive, load_network, load_state, read_checked, warm
 from napari_medai.models.spec import Accepts, Gives, ModelSpec
 
 CPU = torch.device("cpu")
@@ -154,14 +154,18 @@ def test_the_cache_is_bounded(monkeypatch):
 
 
 def test_torchscript_is_opened_by_its_sha256_only(tmp_path):
-    buffer = io.BytesIO()
+    buffer, traced = io.BytesIO(), nn.Linear(2, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), buffer)
+        torch.jit.save(torch.jit.trace(traced, torch.zeros(1, 2)), buffer)
     path, sha256 = written(tmp_path / "a.pt", buffer.getvalue())
     with pytest.raises(ModelError, match="was expected"):
-        load_torchscript(path, "0" * 64, CPU)
-    assert load_torchscript(path, sha256, CPU)(torch.zeros(3, 2)).shape == (3, 1)
+        load_archive(path, "0" * 64, lambda: nn.Linear(2, 1), CPU)
+    loaded = load_archive(path, sha256, lambda: nn.Linear(2, 1), CPU)
+    assert isinstance(loaded, nn.Linear)  # ours, with the archive's parameters; no program of the archive runs
+    torch.testing.assert_close(loaded.weight.detach(), traced.weight.detach())
+    with pytest.raises(ModelError, match="cannot open"):
+        load_archive(path, sha256, lambda: nn.Linear(5, 1), torch.device("cpu:0"))
     path, sha256 = written(tmp_path / "b.pt", b"junk")
     with pytest.raises(ModelError, match=r"cannot open b\.pt"):
-        load_torchscript(path, sha256, CPU)
+        load_archive(path, sha256, lambda: nn.Linear(2, 1), CPU)

@@ -9,6 +9,7 @@ were trained with.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from napari_medai.core.errors import ModelNotFoundError
+from napari_medai.core.errors import ModelFitError, ModelNotFoundError
 from napari_medai.core.geometry import Reorientation, canonical_reorientation
 from napari_medai.core.stage import Params, Part
 from napari_medai.core.volume import Volume
+from napari_medai.engine.explain import Probe
 from napari_medai.engine.prepare import turn
 from napari_medai.engine.resample import resample, resample_labels
 from napari_medai.engine.run import Run
-from napari_medai.engine.weights import load_torchscript
+from napari_medai.engine.weights import load_archive
 from napari_medai.models.deepbet import INSTALL, SHA256, weights_folder
+from napari_medai.nets.linknet import LinkNet3d
 
 # z, y, x towards superior, posterior, left -> x, y, z towards right, anterior, superior
 TO_RAS = Reorientation((2, 1, 0), (True, True, False))
@@ -109,28 +112,80 @@ def find_brain(head: NDArray[np.float32], run: Run, threshold: float = THRESHOLD
     """
     empty = np.zeros(head.shape, dtype=np.uint8)
     progress = run.progress
-    coarse = resample_labels(head, COARSE)
-    low, high = (float(q) for q in np.quantile(coarse, QUANTILES))
-    if not high > low:  # an object on an empty ground that fills less than half a percent of the image
-        low, high = float(head.min()), float(head.max())
     try:
         # the second network has eight times the voxels of the first
         run.progress = Part(progress, 0.0, 0.12, "looking for the brain")
-        found = _run(run, "bbox_model.pt", normalised(coarse, low, high)) > 0.5
-        box = brain_box(largest_piece(found), head.shape)
-        if box is None:
-            run.note("no brain was found; the model needs a T1-weighted MR image of a whole head")
+        found = cut_out(head, run)
+        if found is None:
             return empty
+        box, image = found
         run.progress = Part(progress, 0.12, 1.0, "outlining the brain")
-        cut = head[box]
-        probability = _run(run, "model.pt", normalised(resample_labels(cut, FINE), low, high))
+        probability = _run(run, "model.pt", image)
     finally:
         run.progress = progress
-    inside = resample(probability, cut.shape) > threshold
+    inside = resample(probability, head[box].shape) > threshold
     empty[box] = ndimage.binary_fill_holes(largest_piece(inside))
     if not empty.any():
         run.note("no voxel reached the threshold; the model needs a T1-weighted MR image of a whole head")
     return empty
+
+
+def cut_out(head: NDArray[np.float32], run: Run) -> tuple[tuple[slice, ...], NDArray[np.float32]] | None:
+    """The box of the brain by the first network, and the second network's input; none, noted, without a brain.
+
+    Returns
+    -------
+    box : tuple of slice
+        In ``head``, axes towards right, anterior, superior.
+    image : (256, 256, 256) float32 array
+        What lies in the box, as the second network takes it.
+    """
+    coarse = resample_labels(head, COARSE)
+    low, high = (float(q) for q in np.quantile(coarse, QUANTILES))
+    if not high > low:  # an object on an empty ground that fills less than half a percent of the image
+        low, high = float(head.min()), float(head.max())
+    found = _run(run, "bbox_model.pt", normalised(coarse, low, high)) > 0.5
+    box = brain_box(largest_piece(found), head.shape)
+    if box is None:
+        run.note("no brain was found; the model needs a T1-weighted MR image of a whole head")
+        return None
+    return box, normalised(resample_labels(head[box], FINE), low, high)
+
+
+def probe_brain(volume: Volume, run: Run) -> Probe:
+    """What explains the second network: brain's logit over background's, summed over the voxels that are brain.
+
+    Raises
+    ------
+    ModelFitError
+        The first network found no brain.
+    """
+    there = canonical_reorientation(volume.affine)
+    head = turn(turn(np.asarray(volume.numpy(), dtype=np.float32), there), TO_RAS)
+    found = cut_out(head, run)
+    if found is None:
+        raise ModelFitError("No brain was found in the image: there is nothing to explain.")
+    box, image = found
+    network = _network(run, "model.pt")
+
+    def score(x: torch.Tensor, _target: int) -> torch.Tensor:
+        logits = network.logits(x)
+        margin = logits[:, 1] - logits[:, 0]
+        return (margin * (margin.detach() > 0)).sum()
+
+    def back(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+        full = np.zeros(head.shape, dtype=np.float32)
+        full[box] = resample(heat[0], head[box].shape)
+        return np.ascontiguousarray(turn(turn(full, TO_RAS.inverse()), there.inverse()))
+
+    return Probe(
+        inputs=torch.from_numpy(image)[None, None].to(run.device),
+        score=score,
+        layer=network.get_submodule(network.cam_layer),
+        evidence=np.ones(1),
+        attention=None,
+        back=back,
+    )
 
 
 def normalised(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
@@ -166,10 +221,15 @@ def brain_box(coarse: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice,
 
 def _run(run: Run, name: str, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probability of brain by one of the networks, which take one fixed size each."""
+    size = image.shape
+    out = run.predict(
+        image[np.newaxis], Foreground(_network(run, name)), tile=size, multiple=size, overlap=0.0, batch=1
+    )
+    return np.asarray(out[0])
+
+
+def _network(run: Run, name: str) -> LinkNet3d:
     folder = weights_folder()
     if folder is None:
         raise ModelNotFoundError(f"The model 'brain' needs the package deepbet; install it with: {INSTALL}")
-    network = Foreground(run.load(partial(load_torchscript, folder / name, SHA256[name])))
-    size = image.shape
-    out = run.predict(image[np.newaxis], network, tile=size, multiple=size, overlap=0.0, batch=1)
-    return np.asarray(out[0])
+    return cast(LinkNet3d, run.load(partial(load_archive, folder / name, SHA256[name], LinkNet3d)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_medai.core.stage import Part
 from napari_medai.core.volume import Volume
 from napari_medai.engine.blobs import Polarity, find_blobs
 from napari_medai.engine.results import Found
@@ -48,18 +49,16 @@ def denoise_itself(volume: Volume, run: Run, params: Any) -> NDArray[np.float32]
     parts = [planes[:, k] for k in range(planes.shape[1])] if by_plane else [planes]
     cleaned = []
     for n, part in enumerate(parts):
-        cleaned.append(
-            denoise(
-                np.ascontiguousarray(part),
-                ndim=part.ndim - 1,
-                steps=params.steps,
-                seed=params.seed,
-                device=run.device,
-                progress=lambda done, total, message="", n=n: run.progress.update(
-                    n + done / max(total, 1), len(parts), message
-                ),
-            )
+        share = Part(run.progress, n / len(parts), (n + 1) / len(parts), "learning the noise")
+        clean = denoise(
+            np.ascontiguousarray(part),
+            ndim=cast(Literal[2, 3], part.ndim - 1),
+            steps=params.steps,
+            seed=params.seed,
+            device=run.device,
+            progress=share.update,
         )
+        cleaned.append(clean)
         run.tiles += 1
     whole = np.stack(cleaned, axis=1) if by_plane else cleaned[0]
     return whole[0] if channel is None else np.moveaxis(whole, 0, channel)

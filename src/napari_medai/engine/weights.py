@@ -107,15 +107,16 @@ def load_network(spec: ModelSpec, weights: Path | None, device: torch.device) ->
     return warm((f"{spec.network} {spec.sha256} {sorted(spec.arguments.items())}", str(device)), make, device)
 
 
-def load_torchscript(path: Path, sha256: str, device: torch.device) -> nn.Module:
-    """A TorchScript network from a package that we know by its sha256.
+def load_archive(path: Path, sha256: str, network: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """A network of ours with the parameters of a TorchScript archive that we know by its sha256.
 
-    TorchScript archives are programs, so that none is opened whose sha256 does not stand in this package's code.
+    TorchScript archives are programs, so that none is opened whose sha256 does not stand in this package's code;
+    and none is run: only its parameters are taken, by name.
 
     Raises
     ------
     ModelError
-        As `read_checked`, or this torch cannot open the file.
+        As `read_checked`, this torch cannot open the file, or its parameters do not fit the network.
     """
 
     def make() -> nn.Module:
@@ -124,11 +125,13 @@ def load_torchscript(path: Path, sha256: str, device: torch.device) -> nn.Module
             # torch 2.13 says that torch.export is to be used; the package's authors ship TorchScript
             warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=FutureWarning)
+            made = network()
             try:
-                network = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-                return cast(nn.Module, network)
+                archive = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+                made.load_state_dict(cast(nn.Module, archive).state_dict())
             except RuntimeError as error:
                 raise ModelError(f"torch {torch.__version__} cannot open {path.name}: {error}.") from error
+            return made
 
     return warm((sha256, str(device)), make, device)
 

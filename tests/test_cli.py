@@ -1,0 +1,175 @@
+"""The command as a person runs it: exit codes, standard output, files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+
+BIN = Path(sys.executable).parent / "medai"
+
+
+def medai(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240, **options
+    )
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    """A small oblique volume, NIfTI."""
+    rng = np.random.default_rng(0)
+    affine = np.array([[-1.2, 0.3, 0, 20], [0.3, 1.2, 0.1, -30], [0, -0.1, 2.5, -10], [0, 0, 0, 1]])
+    path = tmp_path / "head.nii.gz"
+    image = nib.Nifti1Image(rng.integers(0, 900, (24, 26, 12)).astype(np.int16), affine)
+    image.set_qform(affine, 1)
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    """Eight discs of 24 pixels on a dark ground, TIFF."""
+    y, x = np.mgrid[:160, :200]
+    image = np.full((160, 200), 40.0)
+    for cy in (40, 110):
+        for cx in (30, 75, 120, 165):
+            image += 160 * ((y - cy) ** 2 + (x - cx) ** 2 < 12**2)
+    path = tmp_path / "slide.tif"
+    noise = np.random.default_rng(0).normal(0, 3, image.shape)
+    tifffile.imwrite(path, np.clip(image + noise, 0, 255).astype(np.uint8))
+    return path
+
+
+def test_info_tells_size_spacing_orientation(head: Path) -> None:
+    done = medai("info", head, "--json")
+    assert done.returncode == 0, done.stderr
+    (series,) = json.loads(done.stdout)["series"]
+    assert series["shape"] == [12, 26, 24]
+    assert series["orientation"] == "SPL"
+    assert series["spacing"] == pytest.approx([2.502, 1.241, 1.237], abs=1e-3)
+    plain = medai("info", head)
+    assert plain.returncode == 0
+    assert "z12 x y26 x x24" in plain.stdout
+
+
+def test_convert_there_and_back_is_the_same_image(head: Path, tmp_path: Path) -> None:
+    done = medai("convert", head, tmp_path / "copy.nii")
+    assert done.returncode == 0, done.stderr
+    first, second = nib.load(head), nib.load(tmp_path / "copy.nii")
+    turned = nib.as_closest_canonical(first)
+    again = nib.as_closest_canonical(second)
+    np.testing.assert_allclose(again.affine, turned.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(turned.dataobj))
+
+
+def test_segment_a_slide_into_labels_and_a_table(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nuclei.tif"
+    done = medai("segment", slide, "--model", "nuclei", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert len(record["rows"]) == 8
+    assert record["columns"][:3] == ["index", "label", "score"]
+    assert tifffile.imread(out).max() == 8
+    assert "segment: 100 %" in done.stderr  # plain lines where there is no terminal
+
+
+def test_detect_writes_csv(slide: Path, tmp_path: Path) -> None:
+    done = medai("detect", slide, "--out", tmp_path / "found.csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "found.csv").open() as file:
+        assert next(csv.reader(file))[:3] == ["index", "label", "score"]
+
+
+def test_classify_prints_the_agreed_json(head: Path) -> None:
+    done = medai("classify", head, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["model"] == "quality"
+    assert {"noise", "blur", "motion", "ghosting"} <= set(record["scores"])
+    assert [s["index"] for s in record["slices"]] == list(range(12))
+    assert sum(s["attention"] for s in record["slices"]) == pytest.approx(1)
+
+
+def test_explain_lies_on_the_scan(head: Path, tmp_path: Path) -> None:
+    done = medai("explain", head, "--target", "noise", "--out", tmp_path / "heat.nii.gz")
+    assert done.returncode == 0, done.stderr
+    heat, scan = (nib.as_closest_canonical(nib.load(p)) for p in (tmp_path / "heat.nii.gz", head))
+    assert heat.shape == scan.shape
+    np.testing.assert_allclose(heat.affine, scan.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["info", "absent.nii"], 1, "absent.nii does not exist"),
+        (["segment", "absent.nii"], 1, "does not exist"),
+        (["segment"], 2, "Missing argument"),
+        (["segmend"], 2, "No such command"),
+        (["segment", "absent.nii", "--tile", "-1"], 2, "--tile"),
+        (["segment", "absent.nii", "--device", "gpu"], 2, "--device"),
+        (["models", "show", "nope"], 1, "No model is called 'nope'"),
+    ],
+)
+def test_exit_codes_and_one_clear_message(arguments: list[str], code: int, says: str) -> None:
+    done = medai(*arguments)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_does_not_fit_is_refused_and_writes_nothing(head: Path, tmp_path: Path) -> None:
+    done = medai("segment", head, "--model", "nuclei", "--out", tmp_path / "no.nii.gz")
+    assert done.returncode == 1
+    assert "works on 2-D images; this one is 3-D" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["head.nii.gz"]
+
+
+def test_control_c_stops_with_one_line_and_leaves_no_file(slide: Path, tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [BIN, "denoise", slide, "--steps", "20000", "--out", tmp_path / "clean.tif"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert run.stderr is not None
+    os.set_blocking(run.stderr.fileno(), True)
+    run.stderr.readline()  # the first line of progress: it runs
+    time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "stopped" in err
+    assert "Traceback" not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["slide.tif"]
+
+
+def test_a_batch_goes_on_after_a_failure_and_resumes(slide: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"II*\x00 this is no image")
+    out = tmp_path / "out"
+    done = medai("batch", "segment", slide, broken, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
+    assert done.returncode == 1
+    assert [o["status"] for o in json.loads(done.stdout)] == ["done", "failed"]
+    assert sorted(p.name for p in out.iterdir()) == ["slide.csv"]
+    again = medai("batch", "segment", slide, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
+    assert [o["status"] for o in json.loads(again.stdout)] == ["skipped"]
+
+
+def test_models_and_doctor() -> None:
+    models = json.loads(medai("models", "list", "--json").stdout)
+    assert {"brain", "nuclei", "quality", "micronuclei", "blobs3d", "self2d", "self3d"} <= {m["id"] for m in models}
+    report = json.loads(medai("doctor", "--json").stdout)
+    assert set(report) == {"software", "devices", "codecs", "viewer", "samples", "models"}
+    assert "not a medical device" in medai("models", "show", "nuclei").stdout.lower()
