@@ -27,7 +27,7 @@ from napari_medai.io.single import heeding, series_of, stem
 _SUFFIXES = (".zarr", ".ome.zarr")
 _MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 # what zarr, its codecs and its metadata parsers raise on damaged stores
-_BROKEN: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_BROKEN: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 def sniff(head: bytes, path: Path) -> bool:

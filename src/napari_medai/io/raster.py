@@ -137,7 +137,7 @@ def _whole(array: NDArray[Any], most: int, name: str) -> NDArray[Any]:
         if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
             array, low, high = np.clip(array, 0, 1) * np.float32(most), 0.0, float(most)
         for top in (255, most):
-            if low >= -OVERSHOOT * top and high <= top * (1 + OVERSHOOT):
+            if low >= -OVERSHOOT * high and high <= top * (1 + OVERSHOOT):
                 return np.asarray(np.clip(np.rint(array), 0, top), dtype=np.uint8 if top == 255 else np.uint16)
     elif low >= 0 and high <= most:
         if array.dtype == np.uint16 and most > 255:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from pathlib import Path
 from napari_medai.core.errors import ReadError, SeriesInfo
 from napari_medai.core.volume import Volume
 
+# Python's filters of warnings belong to the process: two threads that change them at once leave them changed.
+_ONE_AT_A_TIME = threading.RLock()
 _MM = {"mm": 1.0, "um": 1e-3, "pixel": 1.0}
 
 
@@ -40,12 +44,41 @@ def stem(path: Path, suffixes: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def heeding(findings: list[str]) -> Iterator[None]:
-    """Turn the warnings of a library into findings, each once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        text = str(warning.message).strip()
-        if text and text not in findings:
-            findings.append(text)
+def heeding(findings: list[str], logger: str = "") -> Iterator[None]:
+    """Turn the warnings of a library, and what it logs from a warning upwards, into findings, each once.
+
+    Parameters
+    ----------
+    findings : list of str
+        Added to.
+    logger : str
+        Name of the library's logger; its messages go nowhere else meanwhile.
+    """
+    heard: list[str] = []
+    ear = _Ear(heard)
+    log = logging.getLogger(logger) if logger else None
+    filters = list(log.filters) if log else []
+    if log:
+        log.addFilter(ear)
+    try:
+        with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        heard += [str(warning.message) for warning in caught]
+    finally:
+        if log:
+            log.filters[:] = filters
+        findings.extend(dict.fromkeys(text.strip() for text in heard if text.strip() not in ("", *findings)))
+
+
+class _Ear(logging.Filter):
+    """Keeps what is logged from a warning upwards, and lets nothing through."""
+
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            self.heard.append(record.getMessage())
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import weakref
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What tifffile and the libraries below it raise on damaged files; collected, never swallowed.
 _BROKEN: tuple[type[Exception], ...] = (
     tifffile.TiffFileError,
+    struct.error,
+    zlib.error,
     OSError,
     EOFError,
     ValueError,
@@ -50,7 +54,7 @@ def sniff(head: bytes, path: Path) -> bool:
 
 def list_series(path: Path) -> list[SeriesInfo]:
     """The images of a file, in its order; uid is their number, from 0."""
-    with _opened(path) as file:
+    with heeding([], "tifffile"), _opened(path) as file:
         count = len(file.series)
     return [series_of(open_volume(path, str(n)), str(n)) for n in range(count)]
 
@@ -80,19 +84,23 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
         The file is damaged, or its axes are not those of an image.
     """
     findings: list[str] = []
-    with heeding(findings), _opened(path) as file:
+    with heeding(findings, "tifffile"), _opened(path) as file:
         try:
             index = _choose(path, file, series_uid, findings)
             series = file.series[index]
             axes, shape = str(series.axes), tuple(int(n) for n in series.shape)
             dtype = np.dtype(series.dtype)
             page = series.keyframe
-            samples = page.photometric in (2, 6) and axes.endswith("S")  # RGB, YCbCr
+            samples = page.photometric in (2, 6)  # RGB, YCbCr
             if page.photometric == 0:
                 findings.append("stored with white as 0; the values were left so")
             size, record = _metadata(file, page, index, findings)
+            _check_length(path, series)
         except _BROKEN as error:
             raise _damaged(path, error) from error
+    lost = [text for text in findings if "invalid page offset" in text or "truncated" in text]
+    if lost:
+        raise ReadError(f"{path} is truncated or damaged: {lost[0]}. Copy or export the file again.")
     if dtype.kind not in "biufc" or dtype.itemsize > 16:
         raise UnsupportedFormatError(f"{path} holds pixels of type {dtype}; export whole or real numbers.")
     if 0 in shape:
@@ -179,6 +187,19 @@ def _choose(path: Path, file: tifffile.TiffFile, series_uid: str, findings: list
     return largest
 
 
+def _check_length(path: Path, series: Any) -> None:
+    """Find out now, and not when the last plane is looked at, that the file ends too early."""
+    size = path.stat().st_size
+    last = series.pages[-1]
+    end = max((offset + count for offset, count in zip(last.dataoffsets, last.databytecounts, strict=False)), default=0)
+    if series.dataoffset is not None:
+        end = max(end, series.dataoffset + series.nbytes)
+    if end > size:
+        raise ReadError(
+            f"{path} is truncated: its pixels end at byte {end}, the file at {size}. Copy or export the file again."
+        )
+
+
 def _chunks(shape: tuple[int, ...], axes: str, dtype: np.dtype[Any]) -> tuple[int, ...]:
     """One plane a chunk; planes larger than 4096 pixels in pieces."""
     inner = {"Y", "X", "S"}
@@ -195,9 +216,7 @@ def _axes(path: Path, array: Any, axes: str, colour: bool, wanted: str, findings
             array = array[(slice(None),) * position + (0,)]
             axes = axes[:position] + axes[position + 1 :]
     named = axes.lower()
-    if colour and array.shape[-1] in (3, 4):
-        named = named[:-1] + "s"
-    elif "s" in named:
+    if "s" in named and not (colour and array.shape[named.index("s")] in (3, 4)):
         named = named.replace("s", "t" if "c" in named else "c")
     for letter in [a for a in named if a not in "tczyxs"]:
         free = next((a for a in "zt" if a not in named), "")
