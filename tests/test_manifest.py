@@ -43,6 +43,11 @@ def test_every_python_name_can_be_imported(manifest):
     manifest.validate_imports()
 
 
+def test_no_command_stands_twice(manifest):
+    ids = [command.id for command in manifest.contributions.commands]
+    assert sorted(set(ids)) == sorted(ids)
+
+
 def test_entry_point_gives_this_manifest(manifest):
     assert PluginManifest.from_distribution("napari-medai").contributions == manifest.contributions
 

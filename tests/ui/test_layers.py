@@ -16,6 +16,8 @@ from napari_medai.core.geometry import index_to_world, scaling
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.ui.layers import layer_to_volume, result_to_layers, show_spheres, volume_to_layer, volume_to_layers
+from napari_medai.ui.placement import record
+from napari_medai.ui.scans import shared_space
 
 
 def add(viewer, data):
@@ -143,6 +145,50 @@ class TestImage:
         volume = Volume(np.zeros((3, 4, 5)), "zyx", scaling((5, 2, 3), (-10, 20, 30)), "mm")
         layers = [add(viewer, volume_to_layer(v)) for v in (volume, volume.take("z", 1))]
         np.testing.assert_allclose(layers[0].translate[1:], layers[1].translate)
+
+
+class TestSeriesOfOneStudy:
+    def test_parallel_series_coincide(self, viewer, oblique_scan):
+        thick = oblique_scan.replace(
+            affine=oblique_scan.affine @ scaling((2, 1, 1), (1.5, 4, 5)), array=np.zeros((3, 9, 8)), name="6_t2"
+        )
+        first = add(viewer, volume_to_layer(oblique_scan.replace(meta={"frame_of_reference_uid": "1.2"})))
+        thick = thick.replace(meta={"frame_of_reference_uid": "1.2"})
+        second = add(viewer, volume_to_layer(thick, to_world=shared_space(thick, [record(first)])))
+        # voxel (1, 2, 3) of the second is (1.5 + 2, 4 + 2, 5 + 3) of the first
+        np.testing.assert_allclose(second.data_to_world((1, 2, 3)), first.data_to_world((3.5, 6, 8)))
+        np.testing.assert_allclose(layer_to_volume(second).affine, thick.affine)
+
+    def test_who_shares_a_space(self, viewer, oblique_scan):
+        one, two = ({"frame_of_reference_uid": uid} for uid in ("1.2", "1.3"))
+        shown = [record(add(viewer, volume_to_layer(oblique_scan.replace(meta=one))))]
+        small = oblique_scan.replace(
+            affine=oblique_scan.affine @ scaling((1, 1, 1), (1, 2, 3)), array=np.zeros((2, 2, 2))
+        )
+        far = small.replace(affine=oblique_scan.affine @ scaling((1, 1, 1), (9, 0, 0)))
+        assert shared_space(small.replace(meta=one), shown) is not None
+        assert shared_space(far.replace(meta=one), shown) is not None
+        assert shared_space(small.replace(meta=two), shown) is None
+        assert shared_space(small, shown) is not None
+        assert shared_space(far, shown) is None
+        assert shared_space(small.replace(units="um"), shown) is None
+
+    def test_tilted_series_share_the_axes_of_the_first_and_keep_their_centre(self, viewer, oblique_scan):
+        first = add(viewer, volume_to_layer(oblique_scan))
+        straight = oblique_scan.replace(affine=scaling((2, 1, 1), (-30, -100, 30)), array=np.zeros((5, 9, 7)))
+        way = record(first)["to_world"]
+        second = add(viewer, volume_to_layer(straight, to_world=way))
+        centre = index_to_world(straight.affine, (2, 4, 3))
+        np.testing.assert_allclose(index_to_world(way, second.data_to_world((2, 4, 3))), centre)
+        np.testing.assert_allclose(layer_to_volume(second).affine, straight.affine, atol=1e-9)
+
+    def test_mask_of_the_same_voxels_falls_on_its_scan(self, viewer, oblique_scan):
+        # the scan itself was shown beside another one
+        way = scaling((1, 1, 1), (0, 0, 9)) @ oblique_scan.affine @ np.diag([1 / 4, 1 / 1.5, 1 / 2, 1])
+        scan = add(viewer, volume_to_layer(oblique_scan, to_world=way))
+        mask = oblique_scan.replace(array=np.zeros(oblique_scan.shape, np.uint8), meta={"is_labels": True})
+        layer = add(viewer, volume_to_layer(mask, to_world=shared_space(mask, [record(scan)])))
+        np.testing.assert_allclose(layer.data_to_world((1, 2, 3)), scan.data_to_world((1, 2, 3)))
 
 
 class TestResults:

@@ -118,7 +118,7 @@ def test_new_data_in_our_layer(viewer, oblique_scan):
 
 def test_our_layer_moved_by_hand(viewer, oblique_scan):
     layer = add(viewer, oblique_scan)
-    layer.translate = layer.translate + (4, 0, 0)  # one voxel along the scan's own first axis
+    layer.translate = layer.translate + np.array([4, 0, 0])  # one voxel along the scan's own first axis
     volume = volume_of(layer, viewer)
     np.testing.assert_allclose(
         index_to_world(volume.affine, (0, 5, 6)), index_to_world(oblique_scan.affine, (1, 5, 6)), atol=1e-9

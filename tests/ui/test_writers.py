@@ -84,9 +84,7 @@ def test_points_of_a_result(make_napari_viewer, tmp_path, oblique_scan, provenan
     (row,) = rows(path)
     assert (row["index"], row["label"], row["score"]) == ("0", "lesion", "0.8")
     np.testing.assert_allclose([float(row[a]) for a in "zyx"], (2.5, 7, 9), atol=1e-9)
-    np.testing.assert_allclose(
-        [float(row[f"{a}_mm"]) for a in "zyx"], index_to_world(oblique_scan.affine, (2.5, 7, 9))
-    )
+    np.testing.assert_allclose([float(row[f"{a}_mm"]) for a in "zyx"], index_to_world(oblique_scan.affine, (2.5, 7, 9)))
     assert float(row["diameter_mm"]) == pytest.approx(8)
 
 

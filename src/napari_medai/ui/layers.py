@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world
+from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world, without_rotation
 from napari_medai.core.provenance import Provenance
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
@@ -24,7 +24,13 @@ LayerData = tuple[Any, dict[str, Any], str]
 _MOST_TEXTS = 40
 
 
-def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[str, Any] | None = None) -> LayerData:
+def volume_to_layer(
+    volume: Volume,
+    *,
+    frame: Volume | Any = None,
+    to_world: Affine | None = None,
+    look: dict[str, Any] | None = None,
+) -> LayerData:
     """One layer that shows a volume; lazy pixels stay lazy.
 
     Parameters
@@ -33,6 +39,9 @@ def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[st
         Shown with its axes nearest to +z, +y, +x. Channels become a slider; see `volume_to_layers`.
     frame : Volume or napari Layer, optional
         A scan whose displayed geometry the layer follows, so that both lie on each other. Default: its own.
+    to_world : (4, 4) array, optional
+        The way from the display to the patient of another scan in the same space, to be shown beside: its axes
+        are the display's, and the volume's centre stays where it is in the patient. See `shared_space`.
     look : dict, optional
         Keyword arguments of the layer in place of those chosen here.
 
@@ -43,7 +52,8 @@ def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[st
         hold ``units``, ``axis_labels`` and ``metadata["medai"]`` with the volume, its findings, and the way
         ``to_world`` from the display to the patient.
     """
-    volume, displayed, to_world = _shown(volume, frame)
+    volume, displayed = _shown(volume, frame, to_world)
+    to_world = volume.affine @ np.linalg.inv(displayed)
     is_labels = bool(volume.meta.get("is_labels")) and volume.dtype.kind in "iub"
     if is_labels:
         volume = volume.replace(array=_paintable(volume.array))
@@ -60,19 +70,20 @@ def volume_to_layer(volume: Volume, *, frame: Volume | Any = None, look: dict[st
     return volume.array, keywords | (look or {}), "labels" if is_labels else "image"
 
 
-def volume_to_layers(volume: Volume) -> list[LayerData]:
-    """The layers that show an opened image: one, or one for each channel.
+def volume_to_layers(volume: Volume, *, to_world: Affine | None = None) -> list[LayerData]:
+    """The layers that show an opened image: one, or one for each channel; ``to_world`` as in `volume_to_layer`.
 
     Channels are shown one layer each, in colours that add up, because each has its own contrast and a stage
     works on one of them.
     """
     if "c" not in volume.axes:
-        return [volume_to_layer(volume)]
+        return [volume_to_layer(volume, to_world=to_world)]
     count = volume.size("c")
     channels = [volume.take("c", n) for n in range(count)]
     if count > 1:
         channels = [one.replace(name=f"{volume.name} c{n}") for n, one in enumerate(channels)]
-    return [volume_to_layer(one, look=_channel_look(one, n, count)) for n, one in enumerate(channels)]
+    looks = [_channel_look(one, n, count) for n, one in enumerate(channels)]
+    return [volume_to_layer(one, to_world=to_world, look=look) for one, look in zip(channels, looks, strict=True)]
 
 
 def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
@@ -121,14 +132,18 @@ def show_spheres(viewer: Any, layer: Any) -> None:
     viewer.dims.margin_left = viewer.dims.margin_right = tuple(margins)
 
 
-def _shown(volume: Volume, frame: Volume | Any) -> tuple[Volume, Affine, Affine]:
-    """The volume in the order of axes it is shown in, index -> displayed, and displayed -> world."""
+def _shown(volume: Volume, frame: Volume | Any, to_world: Affine | None) -> tuple[Volume, Affine]:
+    """The volume in the order of axes it is shown in, and its index -> displayed."""
     if frame is not None:
         displayed = _on(volume.grid, volume.ndim_spatial, frame)
         if displayed is not None:
-            return volume, displayed, volume.affine @ np.linalg.inv(displayed)
-    volume = volume.canonical()
-    return volume, display_affine(volume), displayed_to_world(volume)
+            return volume, displayed
+    if to_world is None or "z" not in volume.axes:
+        volume = volume.canonical()
+        return volume, display_affine(volume)
+    back = np.linalg.inv(to_world)
+    volume = volume.reoriented(canonical_reorientation(back @ volume.affine))
+    return volume, without_rotation(back @ volume.affine, volume.grid.shape)
 
 
 def _on(grid: Grid, ndim: int, frame: Volume | Any) -> Affine | None:

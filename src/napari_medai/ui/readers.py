@@ -105,9 +105,8 @@ def choose_series(path: str, series: Sequence[Any]) -> list[Any]:
 
 
 def _listed(path: Paths) -> list[str]:
-    if isinstance(path, str | os.PathLike):
-        return [os.fspath(path)]
-    return [os.fspath(p) for p in path] if isinstance(path, list | tuple) else []
+    paths: list[Any] = list(path) if isinstance(path, list | tuple) else [path]
+    return [os.fspath(p) for p in paths] if all(isinstance(p, str | os.PathLike) for p in paths) else []
 
 
 def _may_be_dicom(path: str) -> bool:
@@ -169,10 +168,17 @@ def _beside(volume: Volume, path: str) -> bool:
 
 def _layers(volumes: Sequence[Volume]) -> list[LayerData]:
     from napari_medai.ui.layers import volume_to_layers
+    from napari_medai.ui.placement import METADATA_KEY, record
+    from napari_medai.ui.scans import is_scan, shared_space, viewer_layers
 
+    shown = [record(layer) for layer in viewer_layers() if is_scan(layer)]
+    made: list[LayerData] = []
     for volume in volumes:
         _tell(volume)
-    return [layer for volume in volumes for layer in volume_to_layers(volume)]
+        layers = volume_to_layers(volume, to_world=shared_space(volume, shown))
+        shown += [layer[1]["metadata"][METADATA_KEY] for layer in layers]
+        made += layers
+    return made
 
 
 def _tell(volume: Volume) -> None:

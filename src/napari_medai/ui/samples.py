@@ -25,12 +25,16 @@ def nuclei_3d() -> list[LayerData]:
 
 
 def dicomdir() -> list[LayerData]:
-    """A series of a DICOMDIR study."""
-    return _layers("dicomdir")
+    """The series with the most files of a DICOMDIR study; opening its folder lets the user choose."""
+    from napari_medai.io import list_series
+    from napari_medai.samples import sample_path
+
+    largest = max(list_series(sample_path("dicomdir")), key=lambda series: series.files)
+    return _layers("dicomdir", largest.uid)
 
 
 def head_ct() -> list[LayerData]:
-    """A slice of a head CT, DICOM with JPEG 2000."""
+    """One slice of a CT of a head, JPEG 2000."""
     return _layers("head_ct")
 
 
@@ -44,7 +48,7 @@ def ihc() -> list[LayerData]:
     return _layers("ihc")
 
 
-def _layers(name: str) -> list[LayerData]:
+def _layers(name: str, series_uid: str = "") -> list[LayerData]:
     from napari_medai.samples import sample
 
-    return volume_to_layers(sample(name))
+    return volume_to_layers(sample(name, series_uid))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError
-from napari_medai.core.geometry import SAME_PLACE_MM, Affine, Grid
+from napari_medai.core.geometry import SAME_PLACE_MM, Affine, Grid, index_to_world, world_to_index
 from napari_medai.core.volume import Volume
 from napari_medai.ui.placement import display_affine, layer_affine, layer_units, named_axes, record
 
@@ -204,6 +204,44 @@ def _axes(layer: Any, data: Any, others: Iterable[Any] | None) -> str:
             "in the layer's axis labels, or choose an image with 2 to 4 axes."
         )
     return axes + "s" * rgb
+
+
+def shared_space(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Affine | None:
+    """The way from the display to the world of a scan in whose space a volume lies.
+
+    A volume shown along the same way coincides with the scan: exactly where their axes are parallel, as those of
+    the series of a study often are, and about its centre else.
+
+    Parameters
+    ----------
+    volume : Volume
+        To be shown.
+    shown : iterable of mappings
+        What `record` gives for the layers of scans.
+
+    Returns
+    -------
+    (4, 4) array or None
+        Of the first scan with the same voxels or the same frame of reference; where one of both files does not say
+        its frame of reference, as NIfTI never does, of the first scan in whose box the volume's centre lies.
+    """
+    if volume.ndim_spatial != 3 or volume.units != "mm":
+        return None
+    scans = [r for r in shown if r["volume"].ndim_spatial == 3 and r["volume"].units == "mm"]
+    space = volume.meta.get("frame_of_reference_uid")
+    spaces = [r["volume"].meta.get("frame_of_reference_uid") for r in scans]
+    same_voxels = [r for r in scans if volume.grid.same_place(r["volume"].grid)]
+    same_space = [r for r, other in zip(scans, spaces, strict=True) if space and other == space]
+    unsaid = [r for r, other in zip(scans, spaces, strict=True) if not (space and other) and _holds(r, volume)]
+    found = (*same_voxels, *same_space, *unsaid)
+    return np.asarray(found[0]["to_world"]) if found else None
+
+
+def _holds(scan: Mapping[str, Any], volume: Volume) -> bool:
+    """Whether a volume's centre lies in the box of a scan."""
+    centre = index_to_world(volume.affine, (np.array(volume.grid.shape) - 1) / 2)
+    index = world_to_index(scan["volume"].affine, centre)
+    return bool((index > -0.5).all() and (index < np.array(scan["volume"].grid.shape) - 0.5).all())
 
 
 def checksum(labels: NDArray[Any]) -> int:
