@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -86,7 +87,7 @@ def compared(head: Volume) -> Iterator[tuple[str, str]]:
     mask = reference.numpy() > 0
     size = " x ".join(map(str, head.shape))
     yield f"brain volume, {size} voxels of 1 mm", f"{mask.sum() * head.grid.voxel_volume / 1000:.0f} ml"
-    yield "seconds on the CPU", f"{seconds:.1f}"
+    yield f"seconds, {torch.get_num_threads()} CPU threads", f"{seconds:.1f}"
     yield "peak memory of the process", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
     for name, volume in [
         ("as it is", head),

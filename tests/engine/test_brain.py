@@ -112,7 +112,7 @@ def test_both_networks_are_asked_for_by_their_sha256(small_networks):
 def test_any_order_and_direction_of_axes_gives_the_same_brain():
     image, _ = ball()
     reference, _ = segment(Volume(image, "zyx", units="mm"))
-    for order, flips in product(permutations(range(3)), product([False, True], repeat=3)):
+    for order, flips in product(permutations(range(3)), [(True, False, True), (False, True, False)]):
         turned = Volume(image, "zyx", units="mm").reoriented(brain.Reorientation(order, flips))
         mask, _ = segment(turned)
         back = turned.replace(array=mask).canonical()
