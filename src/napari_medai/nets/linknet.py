@@ -65,7 +65,7 @@ class LinkNet3d(nn.Module):
     those of deepbet's archives, so that their parameters load by name.
     """
 
-    cam_layer = "up3"
+    cam_layer = "up2"
 
     def __init__(self, width: int = 16, classes: int = 2) -> None:
         super().__init__()
