@@ -155,7 +155,7 @@ def pixel_file(header: Header) -> PixelFile:
     photometric = header.text("PhotometricInterpretation").upper()
     options: dict[str, Any] = {
         "pixel_keyword": header.pixel_keyword,
-        "transfer_syntax_uid": UID(header.syntax),
+        "transfer_syntax_uid": _uid(header.syntax),
         "rows": rows,
         "columns": columns,
         "samples_per_pixel": samples,
@@ -181,10 +181,17 @@ def pixel_file(header: Header) -> PixelFile:
     return found
 
 
+@lru_cache(maxsize=64)
+def _uid(text: str) -> Any:
+    # pydicom checks a UID by a regular expression each time it makes one
+    with quietly():
+        return UID(text)
+
+
 def what_it_is(header: Header) -> str:
     """What a file without pixels is, by its SOP class: a name out of the standard."""
     uid = header.text("SOPClassUID")
-    return UID(uid).name if uid and UID(uid).name != uid else "its kind of object is not known"
+    return _uid(uid).name if uid and _uid(uid).name != uid else "its kind of object is not known"
 
 
 def _check_length(header: Header, file: PixelFile, name: str) -> None:
@@ -209,19 +216,27 @@ def _check_length(header: Header, file: PixelFile, name: str) -> None:
 
 
 def _check_decoder(file: PixelFile, name: str) -> None:
-    uid = UID(file.syntax)
+    title, known, missing = _decoder(file.syntax)
+    if not known:
+        raise UnsupportedFormatError(f"The pixels of {name} are stored as {title}, which cannot be read as an image.")
+    if missing:
+        raise DependencyError(
+            f"The pixels of {name} are compressed as {title}, and none of its decoders is installed "
+            f"({'; '.join(missing)}). Install one with {_CODECS}."
+        )
+
+
+@lru_cache(maxsize=64)
+def _decoder(syntax: str) -> tuple[str, bool, tuple[str, ...]]:
+    """Name of a transfer syntax, whether it holds images, and what is missing to decode it."""
+    uid = _uid(syntax)
     try:
         decoder = get_decoder(uid)
-    except NotImplementedError as error:
-        raise UnsupportedFormatError(
-            f"The pixels of {name} are stored as {uid.name}, which cannot be read as an image."
-        ) from error
-    if not decoder.is_available:
-        missing = "; ".join(decoder.missing_dependencies)
-        raise DependencyError(
-            f"The pixels of {name} are compressed as {uid.name}, and none of its decoders is installed ({missing}). "
-            f"Install one with {_CODECS}."
-        )
+    except NotImplementedError:
+        return uid.name, False, ()
+    if decoder.is_available:
+        return uid.name, True, ()
+    return uid.name, True, tuple(decoder.missing_dependencies) or ("none is known",)
 
 
 def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -264,7 +279,10 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
     smallest, largest = plane.limits
     ends = np.iinfo(dtype)
     if ends.min <= smallest and largest <= ends.max:
-        values: NDArray[Any] = stored.astype(dtype)
+        low, high = plane.file.limits
+        same = stored.flags.writeable and stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative
+        # a view where every stored value means the same in both types: no second copy of the plane
+        values = stored.view(dtype) if same and ends.min <= low and high <= ends.max else stored.astype(dtype)
         if plane.slope != 1:
             values *= dtype.type(plane.slope)
         values += dtype.type(plane.intercept)
@@ -293,7 +311,7 @@ def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
         raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
     except BROKEN_FILE as error:
         raise ReadError(
-            f"Frame {frame} of {name} ({UID(file.syntax).name}) cannot be decoded: its pixels are damaged, or none of "
+            f"Frame {frame} of {name} ({_uid(file.syntax).name}) cannot be decoded: its pixels are damaged, or none of "
             f"the decoders installed knows this kind of them ({' '.join(str(error).split())[:200]})."
         ) from error
     return pixels if file.colour else _used_bits(file, pixels)
@@ -312,7 +330,7 @@ def _is_plain(file: PixelFile) -> bool:
 
 
 def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
-    decoder = get_decoder(UID(file.syntax))
+    decoder = get_decoder(_uid(file.syntax))
     index = frame if file.frames > 1 else 0
     if file.offset < 0:
         array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
@@ -355,7 +373,9 @@ def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
     low = file.high + 1 - file.stored
     kind = pixels.dtype.newbyteorder("=")
     if kind.kind == "u" and low == 0:
-        return np.asarray(pixels & kind.type((1 << file.stored) - 1))
+        used = kind.type((1 << file.stored) - 1)
+        masked: NDArray[Any] = np.bitwise_and(pixels, used, out=pixels if pixels.flags.writeable else None)
+        return masked
     shifted: NDArray[Any] = np.left_shift(pixels.astype(kind, copy=False), kind.type(spare - low))
     shifted >>= kind.type(spare)
     return shifted

@@ -62,16 +62,17 @@ class Planes:
             at = key.index(Ellipsis)
             key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
         key = (*key, *[slice(None)] * (self.ndim - len(key)))
-        wanted = [np.arange(size)[index] for size, index in zip(self.shape[:2], key[:2], strict=True)]
+        ts, zs = (np.arange(size)[index] for size, index in zip(self.shape[:2], key[:2], strict=True))
         rest = tuple(key[2:])
-        ts, zs = (np.atleast_1d(w) for w in wanted)
-        cut = [[self.plane(int(t), int(z))[rest] for z in zs] for t in ts]
-        stacked = np.array(cut, dtype=self.dtype) if len(zs) and len(ts) else self._empty(len(ts), len(zs), rest)
-        return stacked.reshape(wanted[0].shape + wanted[1].shape + stacked.shape[2:])
-
-    def _empty(self, ts: int, zs: int, rest: tuple[Any, ...]) -> NDArray[Any]:
-        inner = np.empty(self.shape[2:], self.dtype)[rest].shape
-        return np.empty((ts, zs, *inner), self.dtype)
+        if ts.size == 1 and zs.size == 1:
+            one: NDArray[Any] = self.plane(int(ts.item()), int(zs.item()))[rest]
+            return one.reshape(ts.shape + zs.shape + one.shape)
+        inner = np.empty(self.shape[2:], np.bool_)[rest].shape
+        found = np.empty((ts.size, zs.size, *inner), self.dtype)
+        for a, t in enumerate(ts.flat):
+            for b, z in enumerate(zs.flat):
+                found[a, b] = self.plane(int(t), int(z))[rest]
+        return found.reshape(ts.shape + zs.shape + inner)
 
     def lazy(self) -> da.Array:
         """A dask array with one chunk for each plane."""
