@@ -76,6 +76,8 @@ def test_set_value_of_every_kind(form: Form, qtbot: Any) -> None:
 def test_choices_replace_a_line_and_keep_what_is_set(form: Form) -> None:
     form.set_choices("target", [("most probable", ""), ("noise", "noise"), ("blur", "blur")])
     assert form.values()["target"] == ""
+    position = form._rows.getWidgetPosition(form.editor("target"))
+    assert position[0] == list(form.names()).index("target") - 1  # the advanced `kind` before it is elsewhere
     form.set_value("target", "blur")
     form.set_choices("target", [("most probable", ""), ("blur", "blur")])
     assert form.values()["target"] == "blur"

@@ -161,8 +161,11 @@ class Form(QWidget):
         combo.setObjectName(name)
         combo.setSizePolicy(old.sizePolicy())
         for rows in (self._rows, self._advanced_rows):
-            if rows.indexOf(old) >= 0:
-                rows.replaceWidget(old, combo)
+            row, role = rows.getWidgetPosition(old)
+            if row >= 0:
+                rows.removeWidget(old)
+                rows.setWidget(row, role, combo)
+        old.hide()
         old.deleteLater()
         self._editors[name] = combo
 

@@ -63,6 +63,11 @@ class Outcome(QWidget):
         self.save_button.clicked.connect(self._on_save)
         viewer.dims.events.current_step.connect(self._on_step)
 
+    @property
+    def result(self) -> Result | None:
+        """What is shown; none before the first run."""
+        return self._result
+
     def show_result(self, result: Result, scan: Layer, volume: Volume, made: list[Layer]) -> None:
         """Show what a result has to show.
 
@@ -95,11 +100,6 @@ class Outcome(QWidget):
         if isinstance(result, Scores):
             self.scores.set_scores(result)
             self._on_step()
-
-    @property
-    def result(self) -> Result | None:
-        """The last result shown."""
-        return self._result
 
     def _on_row(self, row: int) -> None:
         if self._scan is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from qtpy.QtWidgets import (
 from napari_medai.api import run_stage
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.result import Result
-from napari_medai.core.stage import Cancelled, fields_of
+from napari_medai.core.stage import Cancelled, Params, Progress, fields_of
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 _POLL_MS = 50  # twenty looks a second are smooth to the eye and cost nothing
+# napari imports these for its first layer with a table or with labels: 0.3 s in which the window stands still,
+# unless the thread was there before.
+_LATE_IMPORTS = ("pandas", "skimage.color", "skimage.exposure")
 _JOIN_SECONDS = 10.0  # how long closing waits for the current tile
 
 
@@ -264,7 +268,7 @@ class StagePanel(QWidget):
             self._say(report(error))
             return
         name = self.stage.name
-        job: Job[Result] = Job(partial(run_stage, name, volume, model, params), name=f"medai-{name}")
+        job: Job[Result] = Job(partial(_work, name, volume, model, params), name=f"medai-{name}")
         self._run = _Run(job, layer, volume, model)
         self._running.job = job
         self._running.activity = Activity(f"{self.stage.title} {layer.name}")
@@ -397,6 +401,15 @@ class _Running:
         if job is not None:
             job.cancel()
             job.join(_JOIN_SECONDS)
+
+
+def _work(stage: str, volume: Volume, model: Model, params: Params, progress: Progress) -> Result:
+    """What the thread does."""
+    for module in _LATE_IMPORTS:
+        importlib.import_module(module)
+    result = run_stage(stage, volume, model, params, progress)
+    progress.check()  # cancelled after its last tile is cancelled too
+    return result
 
 
 def progress_text(state: State) -> str:
