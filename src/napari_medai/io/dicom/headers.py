@@ -273,7 +273,7 @@ def _through_pydicom(path: str, file: BinaryIO, size: int) -> Header:
             pixels = _find_pixels(file, bool(implicit), little)
         # Raw elements become values here, while warnings are collected; the unreadable ones are left out.
         fields = {int(tag): value(dataset, int(tag)) for tag in list(dataset.keys())}
-    media_class = text(meta, "MediaStorageSOPClassUID") if meta is not None else ""
+        media_class = text(meta, "MediaStorageSOPClassUID") if meta is not None else ""
     if media_class == DICOMDIR_CLASS:
         pixels = ("", 0, 0, "")
     return Header(path, fields, media_class, syntax, *pixels, size, bool(heard))

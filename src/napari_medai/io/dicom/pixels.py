@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import UID
 
 from napari_medai.core.errors import DependencyError, ReadError, UnsupportedFormatError
 from napari_medai.io.dicom.headers import DEFLATED, Header, frame_count, items, numbers, value
+from napari_medai.io.dicom.jpeg import jpeg_frame
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 _NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _NATIVE = (*_NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
 _FLOAT = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
+_DECODERS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
 _CODECS = 'pip install "napari-medai[codecs]"'
 
 
@@ -199,8 +202,11 @@ def _check_length(header: Header, file: PixelFile, name: str) -> None:
         return
     there = header.size - header.pixel_offset
     if file.syntax not in _NATIVE:
-        if there < 16:
-            raise ReadError(f"{name} is cut off: its compressed pixels are missing.")
+        # each frame is a fragment of its own at least, with 8 bytes before it (PS3.5 A.4)
+        if there < 8 * (file.frames + 1):
+            raise ReadError(
+                f"{name} is cut off: {file.frames} compressed frames do not fit into {max(0, there)} bytes."
+            )
         return
     bits = file.frames * file.rows * file.columns * file.samples * file.allocated
     if file.photometric == "YBR_FULL_422":
@@ -332,14 +338,37 @@ def _is_plain(file: PixelFile) -> bool:
 def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
     decoder = get_decoder(_uid(file.syntax))
     index = frame if file.frames > 1 else 0
+    plugin = _plugin(file.syntax)
     if file.offset < 0:
         array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
     else:
         with open(file.path, "rb") as stream:
+            if plugin == "gdcm":
+                _check_jpeg(file, stream, index)
             stream.seek(file.offset)
-            array, _ = decoder.as_array(stream, index=index, **file.options)
+            array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
     result: NDArray[Any] = np.asarray(array)
     return result
+
+
+@lru_cache(maxsize=64)
+def _plugin(syntax: str) -> str:
+    """The decoder to use for a transfer syntax; empty for uncompressed pixels.
+
+    GDCM ends the whole process on some damaged streams (version 3.2.6, found by fuzzing), so it only
+    decodes what no other can: lossless JPEG.
+    """
+    available = get_decoder(_uid(syntax)).available_plugins
+    return next((name for name in _DECODERS if name in available), "")
+
+
+def _check_jpeg(file: PixelFile, stream: Any, index: int) -> None:
+    # What GDCM takes for granted, and ends the process over if it does not hold.
+    stream.seek(file.offset)
+    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=file.options.get("extended_offsets"))
+    found = jpeg_frame(data)
+    if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
+        raise ValueError("the JPEG stream is not of the size that the header states")
 
 
 @lru_cache(maxsize=2)
