@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,22 @@ def test_damaged_metadata(tmp_path: Path, broken: Any) -> None:
     group.attrs["multiscales"] = broken
     with pytest.raises(ReadError):
         medai.open(tmp_path / "a.zarr")
+
+
+def test_damaged_chunk_is_told_when_it_is_read(tmp_path: Path) -> None:
+    # Zstandard, the default of format 3; numcodecs' Blosc, that of format 2, does not notice a chunk cut short
+    image(store(tmp_path / "a.zarr", "0.5"), "0.5")
+    for chunk in (p for p in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if p.is_file()):
+        chunk.write_bytes(chunk.read_bytes()[:20])
+    volume = medai.open(tmp_path / "a.zarr")
+    with pytest.raises(ReadError, match="damaged chunk"):
+        volume.numpy()
+
+
+def test_travels_to_another_process(tmp_path: Path) -> None:
+    image(store(tmp_path / "a.zarr", "0.5"), "0.5")
+    volume = medai.open(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).numpy(), PIXELS)
 
 
 def test_zarr_json_that_is_no_json(tmp_path: Path) -> None:

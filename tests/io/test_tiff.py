@@ -112,6 +112,27 @@ def test_truncated(tmp_path: Path, keep: float, options: dict) -> None:
         medai.open(tmp_path / "a.tif")
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.integers(0, 1500), byte=st.integers(0, 255), suffix=st.sampled_from([".tif", ".ome.tif"]))
+def test_any_byte_of_the_header_may_be_wrong(tmp_path: Path, where: int, byte: int, suffix: str) -> None:
+    path = tmp_path / f"good{suffix}"
+    if not path.exists():
+        medai.save(Volume(np.ones((3, 4, 5), np.uint16), "zyx"), path)
+    data = bytearray(path.read_bytes())
+    data[where % len(data)] = byte
+    (tmp_path / f"bad{suffix}").write_bytes(data)
+    try:
+        values = medai.open(tmp_path / f"bad{suffix}").numpy()
+    except medai.MedaiError:
+        return
+    assert values.size > 0
+
+
+def test_time_between_frames_is_kept(tmp_path: Path) -> None:
+    volume = Volume(np.zeros((2, 4, 5), np.uint8), "tyx", meta={"frame_seconds": 2.5})
+    assert medai.open(medai.save(volume, tmp_path / "a.tif")).meta["frame_seconds"] == 2.5
+
+
 def test_axes_that_are_no_image(tmp_path: Path) -> None:
     pixels = np.zeros((2, 3, 2, 4, 5, 6), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, metadata={"axes": "HATZYX"}, photometric="minisblack")
@@ -168,7 +189,7 @@ def test_what_tiff_cannot_hold_is_refused(tmp_path: Path) -> None:
 AXES = ["yx", "zyx", "tzyx", "czyx", "tczyx", "cyx", "tyx", "tcyx", "yxs", "zyxs", "tyxs"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     axes=st.sampled_from(AXES),
     size=st.lists(st.integers(2, 6), min_size=5, max_size=5),

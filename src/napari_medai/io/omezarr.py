@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,38 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
     return _open_image(path, series_uid or uids[0])
 
 
+@dataclass(frozen=True, eq=False)
+class _StoredLevel:
+    """An array of the store with the look of an array for dask; damaged chunks become a `ReadError`."""
+
+    path: Path
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
+        return dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shards where there are any: they are what is read at once."""
+        return tuple(getattr(self.array, "shards", None) or self.array.chunks)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(self.array[key])
+        except _BROKEN as error:
+            raise ReadError(f"{self.path} has a damaged chunk of pixels: {error}. Copy the store again.") from error
+
+
 def _group(path: Path) -> Any:
     try:
         return zarr.open_group(str(path), mode="r")
@@ -138,7 +171,8 @@ def _open_image(path: Path, uid: str) -> Volume:
                 findings.append(f"the first of {len(multiscales)} multiscales was opened")
             scales = multiscales[0]
             level = scales["datasets"][0]
-            array = da.from_zarr(image[level["path"]])
+            stored = _StoredLevel(path / uid, image[level["path"]])
+            array = da.from_array(stored, chunks=stored.chunks, name=False)
             axes, factors = _axes(scales, array.ndim)
             transforms = [*level.get("coordinateTransformations", ()), *scales.get("coordinateTransformations", ())]
             scale, origin = _transform(transforms, array.ndim)

@@ -12,7 +12,7 @@ from napari_medai.core.volume import UNITS, Volume
 KEY = "napari_medai"
 VERSION = 1
 # what is read back into Volume.meta
-_FLAGS = ("is_labels", "label_names", "label_colors", "provenance", "window")
+_FLAGS = ("is_labels", "label_names", "label_colors", "provenance", "window", "frame_seconds")
 
 
 def record_of(volume: Volume, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def record_of(volume: Volume, extra: Mapping[str, Any] | None = None) -> dict[st
     record: dict[str, Any] = {KEY: VERSION, "axes": volume.axes, "units": volume.units}
     if volume.modality:
         record["modality"] = volume.modality
-    for key in ("is_labels", "label_names", "label_colors", "window"):
+    for key in ("is_labels", "label_names", "label_colors", "window", "frame_seconds"):
         if volume.meta.get(key):
             record[key] = volume.meta[key]
     record |= {key: value for key, value in (extra or {}).items() if value not in (None, "", {}, ())}
@@ -64,6 +64,7 @@ def load(text: str) -> dict[str, Any]:
         "provenance": lambda v: isinstance(v, dict),
         "affine": lambda v: isinstance(v, list),
         "window": lambda v: _numbers(v, 2),
+        "frame_seconds": lambda v: _numbers([v], 1),
     }
     record = {key: found[key] for key, fits in checks.items() if key in found and fits(found[key])}
     names, colors = found.get("label_names"), found.get("label_colors")
