@@ -39,7 +39,7 @@ NETWORK = "micronuclei_centres"
 TARGET = 36.0
 """Typical diameter of a nucleus, in pixels, at the network's scale; a micronucleus then measures about 8."""
 SEED = 20261122
-PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 1000, 3e-3, 0.25
+PATCH, BATCH, STEPS, RATE, ZOOM = 128, 8, 700, 3e-3, 0.25
 
 
 SPEC = ModelSpec(

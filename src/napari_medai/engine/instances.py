@@ -16,7 +16,7 @@ def decode_instances(
     *,
     foreground_threshold: float = 0.5,
     seed_threshold: float = 0.4,
-    saddle: float = 0.1,
+    saddle: float = 0.4,
     min_area: int = 12,
 ) -> NDArray[np.int32]:
     """Objects of a network that predicts foreground and normalised depth.
