@@ -159,7 +159,6 @@ def _prepare(viewer: Viewer, step: Step) -> StagePanel:
         viewer.layers.clear()
         for data, keywords, kind in volume_to_layers(volume):
             getattr(viewer, f"add_{kind}")(data, **keywords)
-        viewer.reset_view()
     scan = next(layer for layer in viewer.layers if layer.name == volume.name)
     viewer.dims.set_point(range(viewer.dims.ndim), [(r.start + r.stop) * step.look for r in viewer.dims.range])
     for dock in list(viewer.window.dock_widgets):
@@ -170,6 +169,7 @@ def _prepare(viewer: Viewer, step: Step) -> StagePanel:
     viewer.layers.selection.active = scan
     panel.models.choose(step.model)
     _pump(0.2)
+    viewer.reset_view()  # the canvas has its final size only now
     return panel
 
 
