@@ -15,7 +15,7 @@ from napari.components import ViewerModel
 from napari_medai.core.geometry import index_to_world, scaling
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Scores
 from napari_medai.core.volume import Volume
-from napari_medai.ui.layers import layer_to_volume, result_to_layers, show_spheres, volume_to_layer, volume_to_layers
+from napari_medai.ui.layers import layer_to_volume, result_to_layers, volume_to_layer, volume_to_layers
 from napari_medai.ui.placement import record
 from napari_medai.ui.scans import shared_space
 
@@ -278,16 +278,20 @@ class TestResults:
 
     def test_spheres_show_in_every_slice_they_touch(self, viewer, provenance):
         scan = Volume(np.zeros((9, 9, 9)), "zyx", scaling((2, 1, 1)), "mm")
-        boxes = Boxes(np.full((1, 3), 4.0), np.array([[3, 6, 6.0]]), ("a",), np.ones(1), 3, scan.grid, provenance)
-        add(viewer, volume_to_layer(scan))
-        layer = add(viewer, result_to_layers(boxes, scan)[0])
-        show_spheres(viewer, layer)
-        seen = {}
+        centres = np.array([[4.0, 4, 4], [1.4, 4, 4]])
+        # diameters of 6 mm and of 1 mm, which is less than a slice
+        sizes = np.array([[3, 6, 6.0], [0.5, 1, 1]])
+        boxes = Boxes(centres, sizes, ("a", "b"), np.ones(2), 3, scan.grid, provenance)
+        image = add(viewer, volume_to_layer(scan))
+        layer = add(viewer, result_to_layers(boxes, image)[0])
+        seen = {0: [], 1: []}
         for k in range(9):
             viewer.dims.set_point(0, 2.0 * k)
-            seen[k] = len(layer._view_indices)
-        # centre at 8 mm, radius 3 mm
-        assert [k for k, n in seen.items() if n] == [3, 4, 5]
+            for n in layer._view_indices:
+                seen[n].append(k)
+        # the first at 8 mm with a radius of 3 mm, the second at 2.8 mm: nearest is slice 1
+        assert seen == {0: [3, 4, 5], 1: [1]}
+        assert viewer.dims.margin_left == (0, 0, 0)
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_nothing_found(self, viewer, oblique_scan, slide, provenance, ndim):

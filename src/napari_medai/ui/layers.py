@@ -15,7 +15,7 @@ from napari_medai.ui.appearance import heat_colors, image_look, label_colors, la
 from napari_medai.ui.placement import METADATA_KEY, display_affine, is_straight, placing
 from napari_medai.ui.scans import checksum, displayed_to_world, layer_to_volume, place_of
 
-__all__ = ["LayerData", "layer_to_volume", "result_to_layers", "show_spheres", "volume_to_layer", "volume_to_layers"]
+__all__ = ["LayerData", "layer_to_volume", "result_to_layers", "volume_to_layer", "volume_to_layers"]
 
 # what napari's `Layer.create` takes: data, keyword arguments, kind of layer
 LayerData = tuple[Any, dict[str, Any], str]
@@ -99,9 +99,9 @@ def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
     Returns
     -------
     list of tuples
-        Denoised: image, with the scan's contrast. Mask: labels with the names' colours and a table. Boxes: rectangles
-        in 2-D; in 3-D points whose sizes are the objects' mean diameters in world units. Heatmap: an image that is
-        clear where nothing is.
+        Denoised: image, with the scan's contrast. Mask: labels with the names' colours and a table. Boxes:
+        rectangles in 2-D; in 3-D points whose sizes are the objects' mean diameters in world units, and no less
+        than the largest spacing. Heatmap: an image that is clear where nothing is.
     """
     if isinstance(result, Scores):
         return []
@@ -123,19 +123,6 @@ def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
         layer = volume_to_layer(result.image, frame=scan, look=_like(result, scan))
     layer[1]["metadata"][METADATA_KEY]["provenance"] = result.provenance.as_dict()
     return [layer]
-
-
-def show_spheres(viewer: Any, layer: Any) -> None:
-    """Let points of a size show in every slice that their spheres touch, as the circle in which they are cut.
-
-    napari looks at a slab around the slice for such layers only; the slab is widened to the largest radius.
-    """
-    if layer._type_string != "points" or layer.ndim < 3 or not len(layer.data):
-        return
-    radius = float(np.max(layer.size)) / 2 * float(layer.scale[-1])
-    margins = list(viewer.dims.margin_left)
-    margins[-3:] = [max(margin, radius) for margin in margins[-3:]]
-    viewer.dims.margin_left = viewer.dims.margin_right = tuple(margins)
 
 
 def _shown(volume: Volume, frame: Volume | Any, to_world: Affine | None) -> tuple[Volume, Affine]:
@@ -240,11 +227,14 @@ def _boxes(result: Boxes, scan: Volume | Any) -> LayerData:
     if result.ndim == 2:
         return _rectangles(centres[:, 1:], sizes[:, 1:], placing(displayed, "yx", grid.units), keywords)
     step = np.linalg.norm(displayed[:3, :3], axis=0)
-    # A point shows within half a data unit of the slice. The largest spacing as that unit, the same along all axes,
-    # keeps spheres round and makes each visible in the slice nearest to it; `show_spheres` adds the others.
-    unit = float(step.max())
+    # A sphere thinner than a slice could lie between two and show in neither.
+    diameters = np.maximum((sizes * step).mean(axis=1), step.max())
+    # napari shows a point in the slices within half a data unit of it, and with this projection mode as the circle
+    # in which its sphere is cut. With the largest diameter as that unit each shows in all slices that it touches,
+    # and the slab of the viewer, which would blur images, stays closed.
+    unit = float(diameters.max(initial=step.max()))
     keywords |= placing(np.diag([unit, unit, unit, 1.0]), "zyx", grid.units) | {
-        "size": (sizes * step).mean(axis=1) / unit if len(result) else 10.0,
+        "size": diameters / unit if len(result) else 1.0,
         "face_color": "transparent",
         "border_color": "yellow",
         "border_width": 0.08,

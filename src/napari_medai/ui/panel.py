@@ -31,7 +31,7 @@ from napari_medai.stages import STAGES
 from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
 from napari_medai.ui.form import Form, form_layout
-from napari_medai.ui.layers import layer_to_volume, result_to_layers, show_spheres
+from napari_medai.ui.layers import layer_to_volume, result_to_layers
 from napari_medai.ui.offers import misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.reports import Activity, report
@@ -331,7 +331,6 @@ class StagePanel(QWidget):
                 self._drop_earlier(run)
             for layer in made:
                 self._viewer.add_layer(layer)
-                show_spheres(self._viewer, layer)
                 self._watch(layer)
         finally:
             self._placing = False
