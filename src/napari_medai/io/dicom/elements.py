@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 from pydicom.charset import convert_encodings, decode_bytes
 
+from napari_medai.io.dicom.quiet import quietly
+
 CHUNK = 16384
 UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -224,7 +226,7 @@ def _converted(found: dict[int, tuple[str, bytes]]) -> dict[int, Any]:
         if vr in _TEXTS:
             values[tag] = raw.decode("latin-1").strip("\0 ")
         elif vr in _LOCAL_TEXTS:
-            values[tag] = decode_bytes(raw, _encodings(charset), _DELIMITERS).strip("\0 ")
+            values[tag] = _local(raw, charset)
         elif vr in _NUMBERS:
             letter = _NUMBERS[vr]
             count = len(raw) // struct.calcsize(letter)
@@ -234,7 +236,15 @@ def _converted(found: dict[int, tuple[str, bytes]]) -> dict[int, Any]:
     return values
 
 
+def _local(raw: bytes, charset: str) -> str:
+    if raw.isascii() and b"\x1b" not in raw:
+        return raw.decode("ascii").strip("\0 ")
+    with quietly():
+        return str(decode_bytes(raw, _encodings(charset), _DELIMITERS)).strip("\0 ")
+
+
 @lru_cache(maxsize=16)
 def _encodings(charset: str) -> list[str]:
-    found: list[str] = convert_encodings([part.strip("\0 ") for part in charset.split("\\")])
+    with quietly():
+        found: list[str] = convert_encodings([part.strip("\0 ") for part in charset.split("\\")])
     return found

@@ -17,12 +17,13 @@ from pydicom.uid import UID
 
 from napari_medai.core.errors import DependencyError, ReadError, UnsupportedFormatError
 from napari_medai.io.dicom.headers import DEFLATED, Header, frame_count, items, numbers, value
-from napari_medai.io.dicom.jpeg import jpeg_frame
+from napari_medai.io.dicom.jpeg import stream_frame
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 _NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _NATIVE = (*_NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
 _FLOAT = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
+_RLE = "1.2.840.10008.1.2.5"
 _DECODERS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
 _CODECS = 'pip install "napari-medai[codecs]"'
 
@@ -237,7 +238,8 @@ def _decoder(syntax: str) -> tuple[str, bool, tuple[str, ...]]:
     """Name of a transfer syntax, whether it holds images, and what is missing to decode it."""
     uid = _uid(syntax)
     try:
-        decoder = get_decoder(uid)
+        with quietly():
+            decoder = get_decoder(uid)
     except NotImplementedError:
         return uid.name, False, ()
     if decoder.is_available:
@@ -343,10 +345,16 @@ def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
         array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
     else:
         with open(file.path, "rb") as stream:
-            if plugin == "gdcm":
-                _check_jpeg(file, stream, index)
+            if plugin and file.syntax != _RLE:
+                _check_stream(file, stream, index)
             stream.seek(file.offset)
-            array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
+            try:
+                array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
+            except BaseException as error:
+                # a decoder written in Rust gives up past every handler of Exception
+                if type(error).__module__ == "pyo3_runtime":
+                    raise ValueError("the decoder gave up") from error
+                raise
     result: NDArray[Any] = np.asarray(array)
     return result
 
@@ -362,13 +370,17 @@ def _plugin(syntax: str) -> str:
     return next((name for name in _DECODERS if name in available), "")
 
 
-def _check_jpeg(file: PixelFile, stream: Any, index: int) -> None:
-    # What GDCM takes for granted, and ends the process over if it does not hold.
+def _check_stream(file: PixelFile, stream: Any, index: int) -> None:
+    # Decoders believe the stream: GDCM ends the process over a contradiction, others work for minutes on
+    # the 65535 x 65535 pixels that a damaged byte claims.
     stream.seek(file.offset)
-    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=file.options.get("extended_offsets"))
-    found = jpeg_frame(data)
+    offsets = file.options.get("extended_offsets")
+    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
+    if data[4:8] == b"jP  ":
+        return  # a JP2 file in place of a codestream, against the standard; the decoders read it
+    found = stream_frame(data)
     if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
-        raise ValueError("the JPEG stream is not of the size that the header states")
+        raise ValueError("the compressed stream is not of the size that the header states")
 
 
 @lru_cache(maxsize=2)
