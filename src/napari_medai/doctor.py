@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 PACKAGES = (
-    *("napari-medai", "torch", "monai", "numpy", "pydicom", "highdicom", "nibabel", "scikit-image", "zarr", "dask"),
+    *("napari-medai", "torch", "monai", "numpy", "pydicom", "nibabel", "scikit-image", "zarr", "dask"),
     *("napari", "npe2", "PyQt6", "deepbet", "distributed"),
 )
 # transfer syntax -> packages of which any one decodes it
