@@ -111,13 +111,9 @@ def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
         layer = _mask(result, scan)
     elif isinstance(result, Heatmap):
         name = f"{result.heat.name} {result.target} ({result.method})"
-        look = {
-            "rgb": False,
-            "colormap": heat_colors(),
-            "blending": "translucent",
-            "contrast_limits": (0.0, 1.0),
-            "opacity": 0.8,
-        }
+        # without depth: in 3-D the heatmap and the scan lie in the same planes and would show through in patches
+        look = {"rgb": False, "colormap": heat_colors(), "blending": "translucent_no_depth"}
+        look |= {"contrast_limits": (0.0, 1.0), "opacity": 0.8}
         layer = volume_to_layer(result.heat.replace(name=name), frame=scan, look=look)
     else:
         layer = volume_to_layer(result.image, frame=scan, look=_like(result, scan))
