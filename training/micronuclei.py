@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.measure import label
 
 import napari_medai.models
 from napari_medai.api import detect
 from napari_medai.engine.objectsize import estimate_diameter, rescale, rescaled_to_original, scale_for
-from napari_medai.engine.peaks import Detections, detect_peaks
+from napari_medai.engine.peaks import Detections, detect_peaks, find_peaks
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets import build
 from training.fitting import (
@@ -190,21 +189,41 @@ def validate(weights: Path) -> None:
             )
 
 
-def small_components(image: NDArray[np.generic]) -> NDArray[np.float64]:
-    """The classical baseline: bright pieces less than 0.4 typical nuclei wide, by Otsu on the square root.
+SPOT_SIGMA, SPOT_THRESHOLD = 0.05, 0.1
+
+
+def spots(
+    image: NDArray[np.generic], sigma: float = SPOT_SIGMA, threshold: float = SPOT_THRESHOLD
+) -> NDArray[np.float64]:
+    """The classical baseline: peaks of the Laplacian of a Gaussian that lie outside nuclei.
+
+    The Laplacian is taken of the square root of the normalised image, with a deviation of `sigma` typical
+    nuclei; nuclei are the pieces above Otsu's threshold after an opening as wide as half a nucleus. Both
+    numbers were chosen on the validation images (``baseline`` prints the grid).
 
     Returns
     -------
     ndarray
-        Centres, shape (n, 2), the largest piece first.
+        Centres, shape (n, 2), the strongest first.
     """
-    smooth = np.sqrt(np.clip(ndimage.gaussian_filter(normalise(image), 1.0), 0, 1))
-    pieces = label(smooth > threshold_otsu(smooth), connectivity=1)
-    areas = np.bincount(pieces.ravel())
-    limit = np.pi * (0.2 * (estimate_diameter(image) or 0.0)) ** 2
-    small = np.flatnonzero((areas >= 4) & (areas < limit))
-    small = small[np.argsort(-areas[small], kind="stable")]
-    return np.array(ndimage.center_of_mass(pieces > 0, pieces, small)).reshape(-1, 2)
+    diameter = estimate_diameter(image) or 25.0
+    root = np.sqrt(np.clip(normalise(image), 0, 1))
+    response = -ndimage.gaussian_laplace(root, sigma * diameter) * (sigma * diameter) ** 2
+    smooth = ndimage.gaussian_filter(root, 1.0)
+    reach = round(diameter / 4)
+    depth = ndimage.distance_transform_edt(smooth > threshold_otsu(smooth))
+    nuclei = ndimage.distance_transform_edt(depth <= reach) < reach
+    peaks, _ = find_peaks(np.where(nuclei, 0, response), threshold, 3.0)
+    return peaks.astype(np.float64)
+
+
+def baseline() -> None:
+    """Print the pooled F1 of `spots` on the validation images over a grid."""
+    slides = load_split("validation")
+    for sigma in (0.03, 0.04, 0.05, 0.06, 0.08):
+        for threshold in (0.06, 0.08, 0.1, 0.12, 0.15):
+            counts = [match_points(spots(s.image, sigma, threshold), s.micronuclei) for s in slides]
+            print(f"sigma {sigma} threshold {threshold}: F1 {sum(counts, Counts()).f1:.4f}")
 
 
 def evaluate() -> str:
@@ -214,13 +233,13 @@ def evaluate() -> str:
         match_points(detect(as_volume(f"test {n}", slide.image), "micronuclei").centres[:, 1:], slide.micronuclei)
         for n, slide in enumerate(slides)
     ]
-    classical = [match_points(small_components(slide.image), slide.micronuclei) for slide in slides]
+    classical = [match_points(spots(slide.image), slide.micronuclei) for slide in slides]
     known = names_with_twin()
     unseen = [c for c, slide in zip(ours, slides, strict=True) if slide.name not in known]
     table = results_table(
         [
             ("`micronuclei`, all 16 images pooled", sum(ours, Counts())),
-            ("small bright pieces (Otsu), all 16 images pooled", sum(classical, Counts())),
+            ("peaks of the Laplacian outside nuclei, all 16 images pooled", sum(classical, Counts())),
             ("`micronuclei`, without the image that has a twin in the training folder", sum(unseen, Counts())),
             *[(f"`micronuclei`, image {s.name}", c) for s, c in zip(slides, ours, strict=True)],
         ]
@@ -232,7 +251,7 @@ def evaluate() -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("train", "validate", "evaluate", "describe"))
+    parser.add_argument("action", choices=("train", "validate", "evaluate", "describe", "baseline"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     chosen = parser.parse_args()
@@ -251,6 +270,8 @@ def main() -> None:
         validate(chosen.weights)
     if chosen.action == "describe":
         write_spec(FOLDER, SPEC)
+    if chosen.action == "baseline":
+        baseline()
     if chosen.action == "evaluate":
         print(evaluate())
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from napari_medai.models.spec import read_spec
 from napari_medai.nets import build
 from training import micronuclei, nuclei
 from training.fitting import load_weights, predict, save_weights, write_into_card
 from training.fluorescence import Prepared, depth_map, gap_map, prepare, random_exposure, random_patch
+from training.metrics import match_points
 from training.mnfinder import Slide, instances_from_colours
 
 
@@ -144,3 +147,30 @@ def test_no_micronuclei_is_fine(slide: Slide) -> None:
     assert images.shape == (2, 1, 32, 32)
     assert heats[:, 0].max() == 0
     assert masks.shape == (2, 2, 32, 32)
+
+
+def test_the_classical_baselines_find_what_is_easy(slide: Slide) -> None:
+    found = nuclei.otsu_watershed(slide.image)
+    # Micronuclei of 29 pixels fall under the 30 that the baseline asks of a nucleus.
+    assert nuclei.score([found], [slide])[0].true_positive == 9
+    points = micronuclei.spots(slide.image)
+    assert match_points(points, slide.micronuclei).true_positive == 9
+
+
+def test_detections_come_back_to_the_images_own_grid() -> None:
+    output = np.ones((3, 20, 40), np.float32)
+    output[0] = 0
+    output[0, 9, 19] = 0.9
+    output[1:, 9, 19] = 6.0, 8.0
+    found = micronuclei.detections(output, (10, 20), threshold=0.5)
+    assert found.centres.tolist() == [[4.25, 9.25]]
+    assert found.sizes.tolist() == [[3.0, 4.0]]
+    assert found.scores == pytest.approx([0.9])
+
+
+@pytest.mark.parametrize("trainer", [nuclei, micronuclei])
+def test_the_shipped_description_is_the_trainers(trainer: object) -> None:
+    shipped = read_spec(trainer.FOLDER / "model.json")  # type: ignore[attr-defined]
+    assert shipped.model_copy(update={"sha256": ""}) == trainer.SPEC  # type: ignore[attr-defined]
+    content = (trainer.FOLDER / shipped.weights).read_bytes()  # type: ignore[attr-defined]
+    assert hashlib.sha256(content).hexdigest() == shipped.sha256
