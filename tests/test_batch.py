@@ -11,7 +11,7 @@ from napari_medai.core.errors import ParamsError
 
 
 def test_names_and_clashes(tmp_path) -> None:
-    for name in ("a.nii.gz", "b.tif"):
+    for name in ("a.nii.gz", "b.tif", "b.png"):
         (tmp_path / name).touch()
     (tmp_path / "CT").mkdir()
     cases = plan_cases([tmp_path / "a.nii.gz", tmp_path / "b.tif", tmp_path / "CT"], tmp_path / "out", ".csv")

@@ -32,6 +32,9 @@ app = typer.Typer(
 models_app = typer.Typer(help="The models that can be run here.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
+# What typer makes of Ctrl-C
+INTERRUPTED = 130
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Series = Annotated[str, typer.Option("--series", help="Series UID, where a folder holds several.")]
 
@@ -45,9 +48,11 @@ def main() -> None:
     except MedaiError as error:
         _say(f"medai: {error}")
         sys.exit(2 if isinstance(error, ParamsError) else 1)
-    except KeyboardInterrupt:
-        _say("medai: stopped; no file was left half-written.")
-        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("medai: stopped; no file was left half-written.")
+            sys.exit(1)
+        raise
 
 
 def _say(message: str) -> None:
