@@ -34,7 +34,7 @@ LEVELS = 16
 DETAIL_WINDOW = 7
 DETAIL_MARGIN = 1.4
 """Of what was removed, only variance beyond this many times that of the noise is taken for detail."""
-AVERAGING = 0.99
+AVERAGING = 0.95
 """Share of the old weights in the running average of the network's weights."""
 LEARNING_RATE = 2e-3
 
