@@ -198,6 +198,18 @@ def test_the_image_header_of_a_mosaic(write: Write) -> None:
     assert found.positions[1] - found.positions[0] == pytest.approx([0, 0, -5])
 
 
+def test_the_number_of_tiles_in_an_element_of_its_own(write: Write) -> None:
+    path = mosaic(write, 10, 20)
+    ds = pydicom.dcmread(path)
+    del ds[0x00291020]
+    ds.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+    ds.add_new(0x0019100A, "US", 2)
+    ds.save_as(path)
+    found = mosaic_of(read_header(path))
+    assert found is not None
+    assert found.tiles == ((0, 0), (0, 3))
+
+
 def test_a_mosaic_that_does_not_say_how_many_tiles_stays_one_image(write: Write) -> None:
     path = mosaic(write, 10, 20)
     ds = pydicom.dcmread(path)

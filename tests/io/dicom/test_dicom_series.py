@@ -226,9 +226,9 @@ def test_truncated_files(write: Write, write_stack: Write, tmp_path: Path) -> No
 
 def test_objects_without_pixels(write: Write, tmp_path: Path) -> None:
     path = write("sr/report.dcm", SOPClassUID=BasicTextSRStorage, Modality="SR")
-    with pytest.raises(UnsupportedFormatError, match="Basic Text SR"):
+    with pytest.raises(UnsupportedFormatError, match=r"no.*Basic Text SR"):
         dicom.open_volume(path)
-    with pytest.raises(UnsupportedFormatError, match="Basic Text SR"):
+    with pytest.raises(UnsupportedFormatError, match=r"no.*Basic Text SR"):
         dicom.open_volume(path.parent)
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoImagesError):

@@ -122,9 +122,9 @@ def _meta(window: _Window) -> tuple[dict[int, bytes], int]:
     found: dict[int, bytes] = {}
     at = 132
     while True:
-        tag, _, header, length = _explicit(window, at)
-        if tag >> 16 != 2:
+        if window.take(at, 2) != b"\2\0":
             return found, at
+        tag, _, header, length = _explicit(window, at)
         if length > 4096:
             raise _Irregular
         found[tag] = window.take(at + header, length)
@@ -182,7 +182,8 @@ def _walk(
             value = window.take(at + header, length)
             if len(value) < length:
                 raise _Irregular
-            found[tag] = (vr or kind, value)
+            # some archives write what they do not know as UN, or no representation at all
+            found[tag] = (kind if vr in ("", "UN") else vr, value)
             at += header + length
         elif length == UNDEFINED:
             at = _past_sequence(window, at + header, implicit or vr == "UN", 0)

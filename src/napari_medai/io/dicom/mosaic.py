@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.io.dicom.headers import Header, text, value
+from napari_medai.io.dicom.headers import Header, numbers, text, value
 
 _CSA_IMAGE, _CSA_SERIES, _MATRIX, _TILES = 0x00291010, 0x00291020, 0x0051100B, 0x0019100A
 
@@ -80,8 +80,8 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
     stated = value(header.fields, _TILES)
     if isinstance(stated, bytes) and len(stated) == 2:
         return int.from_bytes(stated, "little")
-    if isinstance(stated, int):
-        return stated
+    if numbers(header.fields, _TILES):
+        return int(numbers(header.fields, _TILES)[0])
     from_image = _csa_numbers(image, b"NumberOfImagesInMosaic")
     if from_image:
         return int(from_image[0])

@@ -24,7 +24,7 @@ _NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _NATIVE = (*_NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
 _FLOAT = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
 _RLE = "1.2.840.10008.1.2.5"
-_DECODERS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+_DECODERS = ("pylibjpeg", "pillow", "pydicom", "gdcm", "pyjpegls")
 _CODECS = 'pip install "napari-medai[codecs]"'
 
 
@@ -141,7 +141,7 @@ def pixel_file(header: Header) -> PixelFile:
     """
     name = Path(header.path).name
     if not header.pixel_keyword:
-        raise UnsupportedFormatError(f"{name} holds no pixels: {what_it_is(header)}.")
+        raise no_pixels(header)
     rows, columns = header.integer("Rows"), header.integer("Columns")
     samples = header.integer("SamplesPerPixel", 1)
     allocated = header.integer("BitsAllocated", 8 * _FLOAT.get(header.pixel_keyword, 0))
@@ -183,6 +183,14 @@ def pixel_file(header: Header) -> PixelFile:
     _check_length(header, found, name)
     _check_decoder(found, name)
     return found
+
+
+def no_pixels(header: Header) -> ReadError:
+    """The error for a file without pixels: cut off, or an object that is not an image."""
+    name, kind = Path(header.path).name, what_it_is(header)
+    if header.integer("Rows") and header.integer("Columns"):
+        return ReadError(f"{name} describes an image ({kind}) but holds no pixels; the file may be cut off.")
+    return UnsupportedFormatError(f"{name} holds no image: {kind}.")
 
 
 @lru_cache(maxsize=64)
@@ -363,8 +371,8 @@ def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
 def _plugin(syntax: str) -> str:
     """The decoder to use for a transfer syntax; empty for uncompressed pixels.
 
-    GDCM ends the whole process on some damaged streams (version 3.2.6, found by fuzzing), so it only
-    decodes what no other can: lossless JPEG.
+    GDCM ends the whole process on some damaged JPEG streams (version 3.2.6, found by fuzzing), so it only
+    decodes what the others cannot: lossless JPEG, and JPEG-LS, where pyjpegls takes 8 s over a damaged byte.
     """
     available = get_decoder(_uid(syntax)).available_plugins
     return next((name for name in _DECODERS if name in available), "")

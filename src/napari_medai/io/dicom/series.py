@@ -21,7 +21,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.frames import frames_of
 from napari_medai.io.dicom.headers import Header, read_header, read_headers
-from napari_medai.io.dicom.pixels import PixelFile, pixel_file, what_it_is
+from napari_medai.io.dicom.pixels import PixelFile, no_pixels, pixel_file, what_it_is
 from napari_medai.io.dicom.stacks import Stack, stacks_of
 from napari_medai.io.dicom.volumes import volume_of
 
@@ -154,7 +154,7 @@ def scan(path: PathLike) -> list[Series]:
                 series.findings.append(f"{missing} files that the DICOMDIR lists are not there.")
         return found
     if not header.pixel_keyword:
-        raise UnsupportedFormatError(f"{here.name} holds no pixels: {what_it_is(header)}.")
+        raise no_pixels(header)
     uid = header.text("SeriesInstanceUID")
     pixel_file(header)  # a broken file says so itself, however many good ones lie beside it
     if not uid:
