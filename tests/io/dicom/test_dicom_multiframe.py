@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import EnhancedMRImageStorage, RTDoseStorage, UltrasoundMultiFrameImageStorage
+from pydicom.uid import EnhancedMRImageStorage, RTDoseStorage, SegmentationStorage, UltrasoundMultiFrameImageStorage
 
 from napari_medai.core.errors import GeometryError
 from napari_medai.io import dicom
@@ -123,6 +123,38 @@ def test_a_film_has_time(write: Write) -> None:
     assert volume.units == "pixel"
     assert volume.meta["axis_t"] == {"name": "time", "unit": "s", "values": (0.0, 0.04, 0.08)}
     assert volume.numpy()[2, 0, 0] == 48
+
+
+def test_a_binary_segmentation_becomes_labels(write: Write) -> None:
+    # two segments; the second has no frame on the middle slice, and both cover one voxel of the first
+    masks = np.zeros((5, 4, 6), np.uint8)
+    masks[:3, 0, :2] = 1
+    masks[3:, 0, 1:3] = 1
+    places = [(1, 0), (1, 2), (1, 4), (2, 0), (2, 4)]
+    groups = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[0, 0, z])],
+            SegmentIdentificationSequence=[item(ReferencedSegmentNumber=number)],
+        )
+        for number, z in places
+    ]
+    shared = item(
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+        PixelMeasuresSequence=[item(PixelSpacing=[1, 1], SliceThickness=2)],
+    )
+    path = write(
+        "seg", masks, SOPClassUID=SegmentationStorage, Modality="SEG", NumberOfFrames=5, SegmentationType="BINARY",
+        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=groups,
+        SegmentSequence=[item(SegmentNumber=1, SegmentLabel="Liver"), item(SegmentNumber=2, SegmentLabel="Tumour")],
+        PixelData=np.packbits(masks.ravel(), bitorder="little").tobytes(), BitsAllocated=1, BitsStored=1, HighBit=0,
+        ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None,
+    )  # fmt: skip
+    volume = dicom.open_volume(path)
+    assert volume.axes == "zyx"
+    assert volume.dtype == np.uint8
+    assert volume.meta["is_labels"]
+    assert volume.meta["label_names"] == {1: "Liver", 2: "Tumour"}
+    assert volume.numpy()[:, 0, :4].tolist() == [[1, 2, 2, 0], [1, 1, 0, 0], [1, 2, 2, 0]]
 
 
 PROTOCOL = """### ASCCONV BEGIN ###

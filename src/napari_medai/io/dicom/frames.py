@@ -80,6 +80,8 @@ class Frame:
         What may tell images of one place apart: ``"b"``, ``"echo"``, ``"time"`` …
     tile : tuple of 2 ints or None
         First row and column of the plane within the frame, for mosaics.
+    segments : tuple of (int, int)
+        Frame number and segment number of each mask that the plane is put together from, for segmentations.
     """
 
     header: Header
@@ -95,6 +97,7 @@ class Frame:
     kind: str = ""
     marks: Mapping[str, float] = field(default_factory=dict)
     tile: tuple[int, int] | None = None
+    segments: tuple[tuple[int, int], ...] = ()
 
 
 def frames_of(header: Header) -> list[Frame]:
@@ -124,7 +127,23 @@ def frames_of(header: Header) -> list[Frame]:
     frames = [_frame(header, n, groups[n] if n < len(groups) else None, shared) for n in range(count)]
     if count > 1 and not groups:
         frames = _offset_frames(header, frames)
+    if header.text("SegmentationType").upper() == "BINARY":
+        frames = _label_frames(frames)
     return frames
+
+
+def _label_frames(frames: list[Frame]) -> list[Frame]:
+    # A binary segmentation has a frame for each segment on each slice (PS3.3 A.51); a label map has one.
+    by_place: dict[tuple[float, ...], list[Frame]] = {}
+    for frame in frames:
+        if frame.place is None or "segment" not in frame.marks:
+            return frames
+        key = tuple(np.round(np.concatenate([frame.place.position, frame.place.orientation.ravel()]), 3).tolist())
+        by_place.setdefault(key, []).append(frame)
+    return [
+        replace(group[0], segments=tuple((f.index, int(f.marks["segment"])) for f in group), marks={})
+        for group in by_place.values()
+    ]
 
 
 def _macro(group: Any, shared: Any, keyword: str) -> Any:

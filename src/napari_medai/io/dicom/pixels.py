@@ -1,4 +1,4 @@
-"""Decodes one plane at a time: from the bytes in the file to values."""
+"""How the pixels lie in a file, and whether they can be decoded at all."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from napari_medai.core.errors import DependencyError, ReadError, UnsupportedFormatError
-from napari_medai.io.dicom.headers import DEFLATED, Header, frame_count, items, numbers, value
-from napari_medai.io.dicom.jpeg import stream_frame
-from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+from napari_medai.io.dicom.headers import DEFLATED, Header, frame_count, value
+from napari_medai.io.dicom.quiet import quietly
 
-_NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
-_NATIVE = (*_NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
-_FLOAT = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
-_RLE = "1.2.840.10008.1.2.5"
-_DECODERS = ("pylibjpeg", "pillow", "pydicom", "gdcm", "pyjpegls")
+NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_NATIVE = (*NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
+FLOAT_BYTES = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
 _CODECS = 'pip install "napari-medai[codecs]"'
 
 
@@ -73,8 +67,8 @@ class PixelFile:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the stored values."""
-        if self.keyword in _FLOAT:
-            return np.dtype(f"<f{_FLOAT[self.keyword]}")
+        if self.keyword in FLOAT_BYTES:
+            return np.dtype(f"<f{FLOAT_BYTES[self.keyword]}")
         size = max(1, self.allocated // 8)
         return np.dtype(f"<{'i' if self.signed else 'u'}{size}")
 
@@ -83,48 +77,6 @@ class PixelFile:
         """Smallest and largest value that the used bits can hold."""
         bits = self.stored if self.allocated > 1 else 1
         return (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """One plane to decode, and what turns its stored values into values.
-
-    Attributes
-    ----------
-    file : PixelFile
-        Where it is.
-    frame : int
-        Frame number, from 0.
-    tile : tuple of 4 ints or None
-        First row, first column, rows and columns within the frame.
-    slope, intercept : float
-        Rescale.
-    inverted : bool
-        Whether small stored values are bright (MONOCHROME1).
-    table : tuple (int, array) or None
-        Modality lookup table instead of a rescale: its first stored value and its entries.
-    """
-
-    file: PixelFile
-    frame: int
-    tile: tuple[int, int, int, int] | None
-    slope: float
-    intercept: float
-    inverted: bool
-    table: tuple[int, NDArray[Any]] | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether values are whole numbers."""
-        return self.file.keyword not in _FLOAT and float(self.slope).is_integer() and float(self.intercept).is_integer()
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Smallest and largest value that the stored bits can give."""
-        if self.table is not None:
-            return int(self.table[1].min()), int(self.table[1].max())
-        ends = [v * self.slope + self.intercept for v in self.file.limits]
-        return min(ends), max(ends)
 
 
 def pixel_file(header: Header) -> PixelFile:
@@ -144,7 +96,7 @@ def pixel_file(header: Header) -> PixelFile:
         raise no_pixels(header)
     rows, columns = header.integer("Rows"), header.integer("Columns")
     samples = header.integer("SamplesPerPixel", 1)
-    allocated = header.integer("BitsAllocated", 8 * _FLOAT.get(header.pixel_keyword, 0))
+    allocated = header.integer("BitsAllocated", 8 * FLOAT_BYTES.get(header.pixel_keyword, 0))
     stored = header.integer("BitsStored", allocated)
     high = header.integer("HighBit", stored - 1)
     if rows < 1 or columns < 1 or samples not in (1, 3, 4) or allocated not in (1, 8, 16, 32, 64):
@@ -159,7 +111,7 @@ def pixel_file(header: Header) -> PixelFile:
     photometric = header.text("PhotometricInterpretation").upper()
     options: dict[str, Any] = {
         "pixel_keyword": header.pixel_keyword,
-        "transfer_syntax_uid": _uid(header.syntax),
+        "transfer_syntax_uid": syntax_uid(header.syntax),
         "rows": rows,
         "columns": columns,
         "samples_per_pixel": samples,
@@ -194,7 +146,7 @@ def no_pixels(header: Header) -> ReadError:
 
 
 @lru_cache(maxsize=64)
-def _uid(text: str) -> Any:
+def syntax_uid(text: str) -> Any:
     # pydicom checks a UID by a regular expression each time it makes one
     with quietly():
         return UID(text)
@@ -203,7 +155,7 @@ def _uid(text: str) -> Any:
 def what_it_is(header: Header) -> str:
     """What a file without pixels is, by its SOP class: a name out of the standard."""
     uid = header.text("SOPClassUID")
-    return _uid(uid).name if uid and _uid(uid).name != uid else "its kind of object is not known"
+    return syntax_uid(uid).name if uid and syntax_uid(uid).name != uid else "its kind of object is not known"
 
 
 def _check_length(header: Header, file: PixelFile, name: str) -> None:
@@ -244,7 +196,7 @@ def _check_decoder(file: PixelFile, name: str) -> None:
 @lru_cache(maxsize=64)
 def _decoder(syntax: str) -> tuple[str, bool, tuple[str, ...]]:
     """Name of a transfer syntax, whether it holds images, and what is missing to decode it."""
-    uid = _uid(syntax)
+    uid = syntax_uid(syntax)
     try:
         with quietly():
             decoder = get_decoder(uid)
@@ -253,191 +205,3 @@ def _decoder(syntax: str) -> tuple[str, bool, tuple[str, ...]]:
     if decoder.is_available:
         return uid.name, True, ()
     return uid.name, True, tuple(decoder.missing_dependencies) or ("none is known",)
-
-
-def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The values of a plane.
-
-    Parameters
-    ----------
-    plane : Plane
-        Which.
-    dtype : numpy.dtype
-        Type of the result; large enough for the values.
-
-    Returns
-    -------
-    (rows, columns) or (rows, columns, 3) array
-
-    Raises
-    ------
-    ReadError
-        The pixels are damaged or the file has gone.
-    """
-    stored = _stored(plane.file, plane.frame)
-    if plane.tile is not None:
-        row, column, rows, columns = plane.tile
-        stored = stored[row : row + rows, column : column + columns]
-    if plane.file.colour:
-        return stored.astype(dtype, copy=False)
-    if plane.inverted:
-        low, high = plane.file.limits
-        stored = np.subtract(low + high, stored, dtype=np.int64 if stored.dtype.itemsize < 8 else stored.dtype)
-    if plane.table is not None:
-        first, entries = plane.table
-        places = np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)
-        return np.asarray(entries[places], dtype=dtype)
-    if plane.slope == 1 and plane.intercept == 0:
-        return stored.astype(dtype, copy=False)
-    if dtype.kind == "f":
-        # in double, so that a large intercept does not cost digits
-        return (stored * plane.slope + plane.intercept).astype(dtype)
-    smallest, largest = plane.limits
-    ends = np.iinfo(dtype)
-    if ends.min <= smallest and largest <= ends.max:
-        low, high = plane.file.limits
-        same = stored.flags.writeable and stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative
-        # a view where every stored value means the same in both types: no second copy of the plane
-        values = stored.view(dtype) if same and ends.min <= low and high <= ends.max else stored.astype(dtype)
-        if plane.slope != 1:
-            values *= dtype.type(plane.slope)
-        values += dtype.type(plane.intercept)
-        return values
-    wide = stored.astype(np.int64) * int(plane.slope) + int(plane.intercept)
-    return np.asarray(np.clip(wide, ends.min, ends.max), dtype=dtype)
-
-
-def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
-    name = Path(file.path).name
-    try:
-        if _is_plain(file):
-            count = file.rows * file.columns * file.samples
-            start = file.offset + frame * count * file.dtype.itemsize
-            pixels = np.fromfile(file.path, file.dtype, count, offset=start)
-            if len(pixels) < count:
-                raise ReadError(f"Frame {frame} of {name} is cut off.")
-            shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
-            pixels = pixels.reshape(shape)
-        else:
-            with quietly():
-                pixels = _decompressed(file, frame)
-                if "PALETTE" in file.photometric:
-                    pixels = _through_palette(file, pixels)
-    except OSError as error:
-        raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
-    except BROKEN_FILE as error:
-        raise ReadError(
-            f"Frame {frame} of {name} ({_uid(file.syntax).name}) cannot be decoded: its pixels are damaged, or none of "
-            f"the decoders installed knows this kind of them ({' '.join(str(error).split())[:200]})."
-        ) from error
-    return pixels if file.colour else _used_bits(file, pixels)
-
-
-def _is_plain(file: PixelFile) -> bool:
-    return (
-        file.syntax in _NATIVE_LITTLE
-        and file.offset >= 0
-        and file.allocated >= 8
-        and (
-            (file.photometric.startswith("MONOCHROME") and file.samples == 1)
-            or (file.photometric == "RGB" and file.options["planar_configuration"] == 0)
-        )
-    )
-
-
-def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
-    decoder = get_decoder(_uid(file.syntax))
-    index = frame if file.frames > 1 else 0
-    plugin = _plugin(file.syntax)
-    if file.offset < 0:
-        array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
-    else:
-        with open(file.path, "rb") as stream:
-            if plugin and file.syntax != _RLE:
-                _check_stream(file, stream, index)
-            stream.seek(file.offset)
-            try:
-                array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
-            except BaseException as error:
-                # a decoder written in Rust gives up past every handler of Exception
-                if type(error).__module__ == "pyo3_runtime":
-                    raise ValueError("the decoder gave up") from error
-                raise
-    result: NDArray[Any] = np.asarray(array)
-    return result
-
-
-@lru_cache(maxsize=64)
-def _plugin(syntax: str) -> str:
-    """The decoder to use for a transfer syntax; empty for uncompressed pixels.
-
-    GDCM ends the whole process on some damaged JPEG streams (version 3.2.6, found by fuzzing), so it only
-    decodes what the others cannot: lossless JPEG, and JPEG-LS, where pyjpegls takes 8 s over a damaged byte.
-    """
-    available = get_decoder(_uid(syntax)).available_plugins
-    return next((name for name in _DECODERS if name in available), "")
-
-
-def _check_stream(file: PixelFile, stream: Any, index: int) -> None:
-    # Decoders believe the stream: GDCM ends the process over a contradiction, others work for minutes on
-    # the 65535 x 65535 pixels that a damaged byte claims.
-    stream.seek(file.offset)
-    offsets = file.options.get("extended_offsets")
-    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
-    if data[4:8] == b"jP  ":
-        return  # a JP2 file in place of a codestream, against the standard; the decoders read it
-    found = stream_frame(data)
-    if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
-        raise ValueError("the compressed stream is not of the size that the header states")
-
-
-@lru_cache(maxsize=2)
-def _inflated(path: str) -> Any:
-    return dcmread(path)
-
-
-def _through_palette(file: PixelFile, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    coloured = apply_color_lut(pixels, _palette(file.path))
-    # Entries of 16 bits are shown with their upper 8 (PS3.3 C.7.6.3.1.6).
-    if coloured.dtype.itemsize == 2:
-        coloured = coloured >> 8
-    return np.asarray(coloured[..., :3], dtype=np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _palette(path: str) -> Any:
-    tags = [
-        f"{prefix}{colour}PaletteColorLookupTable{suffix}"
-        for colour in ("Red", "Green", "Blue")
-        for prefix, suffix in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
-    ]
-    return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
-
-
-def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
-    # Bits outside the used ones can hold overlays, and a narrow sign need not be extended (PS3.5 8.1.1, 8.1.2).
-    spare = pixels.dtype.itemsize * 8 - file.stored
-    if pixels.dtype.kind == "f" or spare <= 0 or file.allocated == 1:
-        return pixels
-    low = file.high + 1 - file.stored
-    kind = pixels.dtype.newbyteorder("=")
-    if kind.kind == "u" and low == 0:
-        used = kind.type((1 << file.stored) - 1)
-        masked: NDArray[Any] = np.bitwise_and(pixels, used, out=pixels if pixels.flags.writeable else None)
-        return masked
-    shifted: NDArray[Any] = np.left_shift(pixels.astype(kind, copy=False), kind.type(spare - low))
-    shifted >>= kind.type(spare)
-    return shifted
-
-
-def modality_table(header: Header) -> tuple[int, NDArray[Any]] | None:
-    """First stored value and entries of a modality lookup table (PS3.3 C.11.1), if there is one."""
-    found = next(iter(items(header.fields, "ModalityLUTSequence")), None)
-    if found is None:
-        return None
-    descriptor = numbers(found, "LUTDescriptor")
-    data = value(found, "LUTData")
-    if len(descriptor) != 3 or data is None:
-        return None
-    entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-    return (int(descriptor[1]), entries.astype(np.uint16)) if len(entries) else None

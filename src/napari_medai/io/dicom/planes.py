@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.io.dicom.pixels import Plane, decode
+from napari_medai.io.dicom.decoding import Plane, decode
 
 # Values beyond these cannot be told apart in float32, so whole numbers stay integers as far as they can.
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
@@ -96,6 +96,9 @@ def common_dtype(planes: Sequence[Plane], hounsfield: bool = False) -> np.dtype[
         30710), and padding beyond it is held at the ends of the range.
     """
     first = planes[0]
+    if first.segments:
+        largest = max(number for plane in planes for _, number in plane.segments)
+        return np.dtype(np.uint8 if largest < 256 else np.uint16)
     if first.file.colour:
         return np.dtype(np.uint8) if "PALETTE" in first.file.photometric else first.file.dtype.newbyteorder("=")
     if any(p.file.dtype.kind == "f" for p in planes):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from napari_medai.core.volume import Volume
+from napari_medai.io.dicom.decoding import Plane, modality_table
 from napari_medai.io.dicom.frames import Frame
 from napari_medai.io.dicom.headers import items, number, text
-from napari_medai.io.dicom.pixels import PixelFile, Plane, modality_table
+from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.stacks import Stack
 
@@ -89,7 +90,8 @@ def _plane(frame: Frame, files: dict[str, PixelFile], tables: dict[str, Any]) ->
         tables[frame.header.path] = modality_table(frame.header)
     tile = None if frame.tile is None else (*frame.tile, frame.rows, frame.columns)
     inverted = file.photometric == "MONOCHROME1" and file.keyword == "PixelData"
-    return Plane(file, frame.index, tile, frame.slope, frame.intercept, inverted, tables[frame.header.path])
+    table = tables[frame.header.path]
+    return Plane(file, frame.index, tile, frame.slope, frame.intercept, inverted, table, frame.segments)
 
 
 def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:

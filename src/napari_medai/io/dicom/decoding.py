@@ -1,0 +1,266 @@
+"""Decodes one plane at a time: from the bytes in the file to values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut, get_decoder
+
+from napari_medai.core.errors import ReadError
+from napari_medai.io.dicom.headers import Header, items, numbers, value
+from napari_medai.io.dicom.jpeg import stream_frame
+from napari_medai.io.dicom.pixels import FLOAT_BYTES, NATIVE_LITTLE, PixelFile, syntax_uid
+from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+
+_RLE = "1.2.840.10008.1.2.5"
+_DECODERS = ("pylibjpeg", "pillow", "pydicom", "gdcm", "pyjpegls")
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One plane to decode, and what turns its stored values into values.
+
+    Attributes
+    ----------
+    file : PixelFile
+        Where it is.
+    frame : int
+        Frame number, from 0.
+    tile : tuple of 4 ints or None
+        First row, first column, rows and columns within the frame.
+    slope, intercept : float
+        Rescale.
+    inverted : bool
+        Whether small stored values are bright (MONOCHROME1).
+    table : tuple (int, array) or None
+        Modality lookup table instead of a rescale: its first stored value and its entries.
+    segments : tuple of (int, int)
+        Frame number and label of each mask that the plane is put together from; a later one covers the others.
+    """
+
+    file: PixelFile
+    frame: int
+    tile: tuple[int, int, int, int] | None
+    slope: float
+    intercept: float
+    inverted: bool
+    table: tuple[int, NDArray[Any]] | None = None
+    segments: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are whole numbers."""
+        return (
+            self.file.keyword not in FLOAT_BYTES
+            and float(self.slope).is_integer()
+            and float(self.intercept).is_integer()
+        )
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest value that the stored bits can give."""
+        if self.table is not None:
+            return int(self.table[1].min()), int(self.table[1].max())
+        ends = [v * self.slope + self.intercept for v in self.file.limits]
+        return min(ends), max(ends)
+
+
+def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The values of a plane.
+
+    Parameters
+    ----------
+    plane : Plane
+        Which.
+    dtype : numpy.dtype
+        Type of the result; large enough for the values.
+
+    Returns
+    -------
+    (rows, columns) or (rows, columns, 3) array
+
+    Raises
+    ------
+    ReadError
+        The pixels are damaged or the file has gone.
+    """
+    if plane.segments:
+        labels = np.zeros((plane.file.rows, plane.file.columns), dtype)
+        for frame, number in plane.segments:
+            labels[_stored(plane.file, frame) != 0] = number
+        return labels
+    stored = _stored(plane.file, plane.frame)
+    if plane.tile is not None:
+        row, column, rows, columns = plane.tile
+        stored = stored[row : row + rows, column : column + columns]
+    if plane.file.colour:
+        return stored.astype(dtype, copy=False)
+    if plane.inverted:
+        low, high = plane.file.limits
+        stored = np.subtract(low + high, stored, dtype=np.int64 if stored.dtype.itemsize < 8 else stored.dtype)
+    if plane.table is not None:
+        first, entries = plane.table
+        places = np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)
+        return np.asarray(entries[places], dtype=dtype)
+    if plane.slope == 1 and plane.intercept == 0:
+        return stored.astype(dtype, copy=False)
+    if dtype.kind == "f":
+        # in double, so that a large intercept does not cost digits
+        return (stored * plane.slope + plane.intercept).astype(dtype)
+    smallest, largest = plane.limits
+    ends = np.iinfo(dtype)
+    if ends.min <= smallest and largest <= ends.max:
+        low, high = plane.file.limits
+        same = stored.flags.writeable and stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative
+        # a view where every stored value means the same in both types: no second copy of the plane
+        values = stored.view(dtype) if same and ends.min <= low and high <= ends.max else stored.astype(dtype)
+        if plane.slope != 1:
+            values *= dtype.type(plane.slope)
+        values += dtype.type(plane.intercept)
+        return values
+    wide = stored.astype(np.int64) * int(plane.slope) + int(plane.intercept)
+    return np.asarray(np.clip(wide, ends.min, ends.max), dtype=dtype)
+
+
+def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
+    name = Path(file.path).name
+    try:
+        if _is_plain(file):
+            count = file.rows * file.columns * file.samples
+            start = file.offset + frame * count * file.dtype.itemsize
+            pixels = np.fromfile(file.path, file.dtype, count, offset=start)
+            if len(pixels) < count:
+                raise ReadError(f"Frame {frame} of {name} is cut off.")
+            shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
+            pixels = pixels.reshape(shape)
+        else:
+            with quietly():
+                pixels = _decompressed(file, frame)
+                if "PALETTE" in file.photometric:
+                    pixels = _through_palette(file, pixels)
+    except OSError as error:
+        raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
+    except BROKEN_FILE as error:
+        said = " ".join(str(error).split())[:200]
+        raise ReadError(
+            f"Frame {frame} of {name} ({syntax_uid(file.syntax).name}) cannot be decoded: its pixels are damaged, "
+            f"or none of the decoders installed knows this kind of them ({said})."
+        ) from error
+    return pixels if file.colour else _used_bits(file, pixels)
+
+
+def _is_plain(file: PixelFile) -> bool:
+    return (
+        file.syntax in NATIVE_LITTLE
+        and file.offset >= 0
+        and file.allocated >= 8
+        and (
+            (file.photometric.startswith("MONOCHROME") and file.samples == 1)
+            or (file.photometric == "RGB" and file.options["planar_configuration"] == 0)
+        )
+    )
+
+
+def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
+    decoder = get_decoder(syntax_uid(file.syntax))
+    index = frame if file.frames > 1 else 0
+    plugin = _plugin(file.syntax)
+    if file.offset < 0:
+        array, _ = decoder.as_array(_inflated(file.path), index=index, **file.options)
+    else:
+        with open(file.path, "rb") as stream:
+            if plugin and file.syntax != _RLE:
+                _check_stream(file, stream, index)
+            stream.seek(file.offset)
+            try:
+                array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
+            except BaseException as error:
+                # a decoder written in Rust gives up past every handler of Exception
+                if type(error).__module__ == "pyo3_runtime":
+                    raise ValueError("the decoder gave up") from error
+                raise
+    result: NDArray[Any] = np.asarray(array)
+    return result
+
+
+@lru_cache(maxsize=64)
+def _plugin(syntax: str) -> str:
+    """The decoder to use for a transfer syntax; empty for uncompressed pixels.
+
+    GDCM ends the whole process on some damaged JPEG streams (version 3.2.6, found by fuzzing), so it only
+    decodes what the others cannot: lossless JPEG, and JPEG-LS, where pyjpegls takes 8 s over a damaged byte.
+    """
+    available = get_decoder(syntax_uid(syntax)).available_plugins
+    return next((name for name in _DECODERS if name in available), "")
+
+
+def _check_stream(file: PixelFile, stream: Any, index: int) -> None:
+    # Decoders believe the stream: GDCM ends the process over a contradiction, others work for minutes on
+    # the 65535 x 65535 pixels that a damaged byte claims.
+    stream.seek(file.offset)
+    offsets = file.options.get("extended_offsets")
+    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
+    if data[4:8] == b"jP  ":
+        return  # a JP2 file in place of a codestream, against the standard; the decoders read it
+    found = stream_frame(data)
+    if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
+        raise ValueError("the compressed stream is not of the size that the header states")
+
+
+@lru_cache(maxsize=2)
+def _inflated(path: str) -> Any:
+    return dcmread(path)
+
+
+def _through_palette(file: PixelFile, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    coloured = apply_color_lut(pixels, _palette(file.path))
+    # Entries of 16 bits are shown with their upper 8 (PS3.3 C.7.6.3.1.6).
+    if coloured.dtype.itemsize == 2:
+        coloured = coloured >> 8
+    return np.asarray(coloured[..., :3], dtype=np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _palette(path: str) -> Any:
+    tags = [
+        f"{prefix}{colour}PaletteColorLookupTable{suffix}"
+        for colour in ("Red", "Green", "Blue")
+        for prefix, suffix in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+    ]
+    return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+
+
+def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
+    # Bits outside the used ones can hold overlays, and a narrow sign need not be extended (PS3.5 8.1.1, 8.1.2).
+    spare = pixels.dtype.itemsize * 8 - file.stored
+    if pixels.dtype.kind == "f" or spare <= 0 or file.allocated == 1:
+        return pixels
+    low = file.high + 1 - file.stored
+    kind = pixels.dtype.newbyteorder("=")
+    if kind.kind == "u" and low == 0:
+        used = kind.type((1 << file.stored) - 1)
+        masked: NDArray[Any] = np.bitwise_and(pixels, used, out=pixels if pixels.flags.writeable else None)
+        return masked
+    shifted: NDArray[Any] = np.left_shift(pixels.astype(kind, copy=False), kind.type(spare - low))
+    shifted >>= kind.type(spare)
+    return shifted
+
+
+def modality_table(header: Header) -> tuple[int, NDArray[Any]] | None:
+    """First stored value and entries of a modality lookup table (PS3.3 C.11.1), if there is one."""
+    found = next(iter(items(header.fields, "ModalityLUTSequence")), None)
+    if found is None:
+        return None
+    descriptor = numbers(found, "LUTDescriptor")
+    data = value(found, "LUTData")
+    if len(descriptor) != 3 or data is None:
+        return None
+    entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    return (int(descriptor[1]), entries.astype(np.uint16)) if len(entries) else None
