@@ -14,6 +14,7 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Points, Shapes
 from napari.utils import progress
+from napari.utils._proxies import PublicOnlyProxy
 from napari.utils.notifications import ErrorNotification, notification_manager
 from qtpy.QtWidgets import QApplication
 from standins import MODELS, Runner, find
@@ -187,6 +188,17 @@ def test_list_follows_adding_renaming_and_removing(layers: Any, qtbot: Any) -> N
     layers.layers.remove(head)
     assert names() == ["second"]
     assert panel.layers.layer.name == "second"
+
+
+def test_proxy_of_a_viewer_that_napari_gives_to_plugins(layers: Any, qtbot: Any) -> None:
+    add_slide(layers)
+    head, _ = add_scan(layers), add_scan(layers, "second")
+    panel = undocked(qtbot, PublicOnlyProxy(layers), "segment")
+    layers.layers.selection.active = head
+    assert panel.layers.layer is head
+    add_slide(layers, "later")  # fills the list again
+    layers.layers.selection.active = None
+    assert panel.layers.layer is head
 
 
 def test_channel_and_time_are_asked_for_where_there_are_any(layers: Any, qtbot: Any) -> None:

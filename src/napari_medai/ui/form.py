@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QCheckBox,
@@ -45,7 +46,9 @@ class Form(QWidget):
         self._editors: dict[str, QWidget] = {}
         self._rows = form_layout()
         self._advanced_rows = form_layout()
-        self._advanced = QCollapsible("Advanced", self, expandedIcon="▾", collapsedIcon="▸")
+        # its arrows are pictures in the colour of the first theme; letters change with the theme
+        self._advanced = QCollapsible("▸ Advanced", self, expandedIcon=QIcon(), collapsedIcon=QIcon())
+        self._advanced.toggled.connect(self._on_fold)
         self._advanced.setDuration(120)
         # napari paints checked buttons in its highlight; a fold is no choice
         self._advanced.toggleButton().setStyleSheet("text-align: left; border: none; background: transparent;")
@@ -121,6 +124,9 @@ class Form(QWidget):
         _fill(combo, choices, value)
         combo.currentIndexChanged.connect(self._emit_changed)
         return combo
+
+    def _on_fold(self, expanded: bool) -> None:
+        self._advanced.setText(("▾" if expanded else "▸") + " Advanced")
 
     def _emit_changed(self, *_: Any) -> None:
         self.changed.emit()

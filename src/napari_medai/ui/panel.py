@@ -40,7 +40,7 @@ from napari_medai.ui.worker import Job, State
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-_POLL_MS = 50  # twenty looks a second are smooth to the eye and cost nothing
+_POLL_MS = 100  # ten looks a second are enough for the eye; each may redraw the panel
 # napari imports these for its first layer with a table or with labels: 0.3 s in which the window stands still,
 # unless the thread was there before.
 _LATE_IMPORTS = ("pandas", "skimage.color", "skimage.exposure")
@@ -61,7 +61,9 @@ class StagePanel(QWidget):
     def __init__(self, viewer: Viewer, stage: str) -> None:
         super().__init__()
         self.stage = STAGES[stage]
-        self._viewer = viewer
+        # napari hands plugins a proxy, and a proxy makes a new object of the same layer each time it is asked: then
+        # nothing tells which layer was chosen
+        self._viewer = viewer = getattr(viewer, "__wrapped__", viewer)
         self._model_pinned = False  # the person chose a model: layers follow it, not the other way round
         self._placing = False  # our own new layers do not become the next input
         self._edited: set[Layer] = set()
