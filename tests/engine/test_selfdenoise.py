@@ -12,8 +12,10 @@ from napari_medai.core.stage import Cancelled
 from napari_medai.engine import selfdenoise
 from napari_medai.engine.selfdenoise import (
     RECIPES,
+    axis_weights,
+    between_neighbours,
     denoise,
-    neighbour_pair,
+    lattice_pair,
     noise_by_brightness,
     put_back_detail,
     view_count,
@@ -32,24 +34,33 @@ def _small_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfdenoise, "RECIPES", small)
 
 
+def test_a_pixel_follows_from_its_neighbours() -> None:
+    image = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    made = between_neighbours(image, -1)
+    # a straight line is continued; at the rim pixel 0 has the mirrored neighbours 1, 1, 3, 3
+    assert_allclose(made[3:5], [3, 4])
+    assert_allclose(made[0], (9 * 2 - 6) / 16)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_pair_takes_two_different_neighbours_of_each_block(ndim: int) -> None:
-    shape = (2, 1, 4, 6, 8)[: 2 + ndim]
-    image = torch.arange(float(np.prod(shape))).reshape(shape)
-    one, other = neighbour_pair(image, ndim, np.random.default_rng(0))
-    assert one.shape == (*shape[:2], *(n // 2 for n in shape[2:]))
-    there = [np.array(np.unravel_index(half.long().numpy(), shape)) for half in (one, other)]
-    # both pixels lie in the block of their place, and one step apart along one axis
-    places = np.indices(one.shape)
-    for where in there:
-        assert_array_equal(where[2:] // 2, places[2:])
-    assert_array_equal(np.abs(there[0] - there[1]).sum(axis=0), np.ones(one.shape))
+def test_the_two_pictures_share_no_pixel(ndim: int) -> None:
+    shape = (1, 1, 4, 6, 8)[: 2 + ndim]
+    given = torch.zeros(shape)
+    given[(..., *[slice(None, None, 2)] * ndim)] = 1.0
+    one, other = lattice_pair(given, [1 / ndim] * ndim)
+    assert torch.equal(one, torch.ones_like(one))
+    assert torch.equal(other, torch.zeros_like(other))
+    one, other = lattice_pair(1 - given, [1 / ndim] * ndim)
+    assert torch.equal(one, torch.zeros_like(one))
+    assert_allclose(other, np.ones(other.shape), rtol=1e-6)
 
 
-def test_pair_takes_the_same_pixel_of_all_channels() -> None:
-    image = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(1, 3, 1, 1)
-    one, _ = neighbour_pair(image, 2, np.random.default_rng(1))
-    assert torch.equal(one[:, 0], one[:, 2])
+def test_axes_along_which_planes_differ_count_less() -> None:
+    rng = np.random.default_rng(0)
+    stack = rng.standard_normal((1, 12, 1, 1)) + 0.1 * rng.standard_normal((1, 12, 32, 32))
+    z, y, x = axis_weights(stack.astype(np.float32), 3)
+    assert z < 0.1
+    assert_allclose(z + y + x, 1)
 
 
 def test_noise_is_measured_at_each_brightness() -> None:

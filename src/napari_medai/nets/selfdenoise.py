@@ -24,14 +24,14 @@ class NoiseUNet(nn.Module):
     channels
         Of the image: colours and channels are cleaned together.
     features
-        Channels at full, half, quarter … resolution. Default ``(24, 48, 96)``.
+        Channels at full, half, quarter … resolution. Default ``(16, 32, 64)``.
 
     Notes
     -----
     Input and output ``(batch, channels, *space)``, float32. Sizes must be multiples of `multiple`.
     """
 
-    def __init__(self, ndim: int, channels: int, features: Sequence[int] = (24, 48, 96)) -> None:
+    def __init__(self, ndim: int, channels: int, features: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
         self.multiple = POOLED ** (len(features) - 1)
         convolution = nn.Conv2d if ndim == 2 else nn.Conv3d
