@@ -175,6 +175,17 @@ def test_a_localizer_with_three_directions_is_split(write: Write, tmp_path: Path
     assert "holds 3 images" in volume.meta["findings"][0]
 
 
+def test_a_relative_path_outlives_the_working_directory(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, orientation in enumerate(([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1])):
+        write(f"{n}.dcm", np.full((4, 6), n, np.uint16), ImageOrientationPatient=orientation)
+    monkeypatch.chdir(tmp_path)
+    volume = dicom.open_volume("./1.dcm")
+    monkeypatch.chdir("/")
+    assert volume.numpy().max() == 1
+
+
 def test_films_without_a_place_stay_single(write: Write, tmp_path: Path) -> None:
     for n in range(2):
         write(

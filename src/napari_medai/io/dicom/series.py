@@ -138,7 +138,7 @@ def scan(path: PathLike) -> list[Series]:
     NoImagesError, UnsupportedFormatError
         Nothing there holds an image.
     """
-    here = Path(path)
+    here = Path(os.path.abspath(path))  # pixels are read later, perhaps from another working directory
     if here.is_dir():
         directory = next((p for p in (here / "DICOMDIR", here / "dicomdir") if p.is_file()), None)
         paths = _files_below(here)
@@ -277,7 +277,7 @@ def open_volume(path: PathLike, series_uid: str = "") -> Volume:
 
 
 def _holds(image: Image, path: PathLike) -> bool:
-    return any(frame.header.path == os.fspath(path) for frame in image.stack.frames)
+    return any(frame.header.path == os.path.abspath(path) for frame in image.stack.frames)
 
 
 def _images(series: Iterable[Series]) -> list[Image]:
