@@ -13,9 +13,8 @@ from napari_medai.engine import selfdenoise
 from napari_medai.engine.selfdenoise import (
     RECIPES,
     axis_weights,
-    between_neighbours,
     denoise,
-    lattice_pair,
+    neighbour_pair,
     noise_by_brightness,
     put_back_detail,
     view_count,
@@ -34,25 +33,24 @@ def _small_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfdenoise, "RECIPES", small)
 
 
-def test_a_pixel_follows_from_its_neighbours() -> None:
-    image = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    made = between_neighbours(image, -1)
-    # a straight line is continued; at the rim pixel 0 has the mirrored neighbours 1, 1, 3, 3
-    assert_allclose(made[3:5], [3, 4])
-    assert_allclose(made[0], (9 * 2 - 6) / 16)
-
-
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_the_two_pictures_share_no_pixel(ndim: int) -> None:
-    shape = (1, 1, 4, 6, 8)[: 2 + ndim]
-    given = torch.zeros(shape)
-    given[(..., *[slice(None, None, 2)] * ndim)] = 1.0
-    one, other = lattice_pair(given, [1 / ndim] * ndim)
-    assert torch.equal(one, torch.ones_like(one))
-    assert torch.equal(other, torch.zeros_like(other))
-    one, other = lattice_pair(1 - given, [1 / ndim] * ndim)
-    assert torch.equal(one, torch.zeros_like(one))
-    assert_allclose(other, np.ones(other.shape), rtol=1e-6)
+def test_pair_takes_a_pixel_and_the_mean_of_its_neighbours_in_the_block(ndim: int) -> None:
+    weights = [0.5, 0.25, 0.25][-ndim:]
+    shape = (1, 2, 4, 6, 8)[: 2 + ndim]
+    image = torch.arange(float(np.prod(shape))).reshape(shape).double()
+    given, wanted = neighbour_pair(image, weights, np.random.default_rng(0))
+    assert given.shape == (*shape[:2], *(n // 2 for n in shape[2:]))
+    where = np.array(np.unravel_index(given.long().numpy(), shape))
+    assert_array_equal(where[2:] // 2, np.indices(given.shape)[2:])
+    # turning one coordinate's lowest bit gives the neighbour along that axis
+    expected = np.zeros(given.shape)
+    for axis, weight in enumerate(weights, start=2):
+        beside = where.copy()
+        beside[axis] ^= 1
+        expected += weight * image.numpy()[tuple(beside)]
+    assert_allclose(wanted.numpy(), expected)
+    # all channels give the same place
+    assert_array_equal(where[2:, 0, 0], where[2:, 0, 1])
 
 
 def test_axes_along_which_planes_differ_count_less() -> None:

@@ -3,10 +3,10 @@
 The method follows Zero-Shot Noise2Noise (Mansour and Heckel, CVPR 2023) and Neighbor2Neighbor (Huang et
 al., CVPR 2021): two small pictures made of different pixels of the noisy image show the same thing with
 independent noise, so a network that predicts one from the other learns to remove noise (Noise2Noise,
-Lehtinen et al., ICML 2018). Changes against the papers: one picture is every second pixel, the other what
-the pixels between say by cubic interpolation, whose noise is a third; a U-Net instead of three layers;
-random crops, turns and mirrors; an average over the weights of the last steps and over mirrored inputs;
-and what the network removed beyond the noise that was measured in the image is put back.
+Lehtinen et al., ICML 2018). Changes against the papers: a random pixel of each block is compared with the
+mean of its neighbours along all axes, which has less noise than one neighbour; a U-Net instead of three
+layers; random crops, turns and mirrors; an average over the weights of the last steps and over mirrored
+inputs; and what the network removed beyond the noise that was measured in the image is put back.
 """
 
 from __future__ import annotations
@@ -147,63 +147,50 @@ def put_back_detail(noisy: Array, clean: Array, ndim: int) -> Array:
     return np.asarray(clean + share * removed, dtype=np.float32)
 
 
-def between_neighbours(image: torch.Tensor, axis: int) -> torch.Tensor:
-    """Each pixel as it follows from its neighbours at distances 1 and 3 along one axis, itself left out.
-
-    Cubic interpolation, (9 (a + b) - (c + d)) / 16; at the rims the image is mirrored about its last pixel,
-    so that even pixels are always made of odd ones and the reverse.
-
-    Parameters
-    ----------
-    image
-        Any shape with at least 4 pixels along `axis`.
-    axis
-        Negative number of the axis.
-    """
-    size = image.shape[axis]
-    index = torch.arange(size, device=image.device)
-
-    def at(step: int) -> torch.Tensor:
-        place = (index + step).abs()
-        place = (size - 1) - ((size - 1) - place).abs()
-        return image.index_select(axis, place)
-
-    return (9 * (at(-1) + at(1)) - (at(-3) + at(3))) / 16
-
-
 def axis_weights(image: Array, ndim: int) -> tuple[float, ...]:
-    """How much each of the last `ndim` axes of an image has to say: the inverse of its neighbours' error.
+    """How much each of the last `ndim` axes of an image has to say: the inverse of its neighbours' difference.
 
     In a stack with thick planes, neighbours along z differ in anatomy and count less. The weights sum to 1.
     """
-    whole = torch.from_numpy(image)
-    errors = [float(((whole - between_neighbours(whole, axis)) ** 2).mean()) for axis in range(-ndim, 0)]
+    errors = [float(np.mean(np.diff(image, axis=axis) ** 2)) for axis in range(-ndim, 0)]
     inverse = [1 / max(error, 1e-12) for error in errors]
     return tuple(value / sum(inverse) for value in inverse)
 
 
-def lattice_pair(crops: torch.Tensor, weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every second pixel of crops, and what its neighbours say it should be.
+def neighbour_pair(
+    crops: torch.Tensor, weights: Sequence[float], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One random pixel of each block of two pixels per axis, and the mean of its neighbours in the block.
 
     Parameters
     ----------
     crops
-        Shape (batch, channels, *space), even sizes of at least 4.
+        Shape (batch, channels, *space), even sizes.
     weights
-        One per spatial axis, see `axis_weights`.
+        Of the neighbour along each spatial axis, see `axis_weights`.
+    rng
+        Says which pixel of each block is taken: so the same crop gives ever new pictures.
 
     Returns
     -------
     given, wanted : Tensor
-        Shape (batch, channels, *space / 2). The pixels that `wanted` is made of lie between those of `given`:
-        no pixel is in both, so their noise is independent.
+        Shape (batch, channels, *space / 2). No pixel of a block is in both, so their noise is independent.
     """
     ndim = len(weights)
-    lattice = (slice(None), slice(None), *[slice(None, None, 2)] * ndim)
-    wanted = torch.zeros_like(crops[lattice])
-    for axis, weight in zip(range(-ndim, 0), weights, strict=True):
-        wanted += weight * between_neighbours(crops, axis)[lattice]
-    return crops[lattice], wanted
+    picks: list[tuple[slice, ...]] = [
+        tuple(slice(i, None, 2) for i in offset) for offset in itertools.product((0, 1), repeat=ndim)
+    ]
+    corners = torch.stack([crops[(slice(None), slice(None), *pick)] for pick in picks])
+    batch, channels, *space = corners.shape[1:]
+    first = rng.integers(len(picks), size=(1, batch, 1, *space))
+
+    def corner(number: NDArray[np.int64]) -> torch.Tensor:
+        index = torch.from_numpy(number).to(crops.device).expand(1, batch, channels, *space)
+        return corners.gather(0, index)[0]
+
+    # a neighbour along an axis is the corner whose number has that axis' bit turned
+    wanted = [weight * corner(first ^ (1 << ndim - 1 - axis)) for axis, weight in enumerate(weights)]
+    return corner(first), torch.stack(wanted).sum(0)
 
 
 def _crops(
@@ -247,7 +234,7 @@ def _train(
     for step in range(steps):
         report(step, steps, "learning the noise")
         crops, axes = _crops(image, weights, sizes, recipe.batch, rng)
-        given, wanted = lattice_pair(crops.to(device), axes)
+        given, wanted = neighbour_pair(crops.to(device), axes, rng)
         loss = torch.nn.functional.mse_loss(network(given.contiguous(memory_format=layout)), wanted)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
