@@ -20,6 +20,8 @@ def phantoms():
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(quality, "SLICES_PER_STEP", 4)
+    monkeypatch.setattr(quality, "WARM_UP_SLICES", 16)
+    monkeypatch.setattr(quality, "WARM_UP_ROUNDS", 2)
     monkeypatch.setattr(quality, "LENGTHS", (1, 2))
     monkeypatch.setattr(quality, "LENGTH_SHARES", (0.5, 0.5))
 

@@ -13,6 +13,8 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import nn
 
+from napari_medai.nets.quality_cues import LAG_CUES, SURFACE_CUES, LagReader, repeats, shading
+
 
 class QualityOutput(NamedTuple):
     """What `QualityNet` returns.
@@ -54,13 +56,17 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
 class QualityNet(nn.Module):
     """Convolutions per slice, a recurrent layer over slices, attention pooling.
 
+    What a slice's convolutions say is joined by measurements of repetition and shading
+    (`napari_medai.nets.quality_cues`), which do not pass through ``last_conv``: for motion, ghosting and bias field,
+    occlusion shows more of what counted than Grad-CAM does.
+
     Parameters
     ----------
     defects : int, default 6
         Noise, blur, motion, ghosting, bias field, clipping; the output has "none" before them.
     channels : int, default 6
         Maps per slice, as `napari_medai.engine.slices.network_input` makes them.
-    width : int, default 16
+    width : int, default 12
         Channels after the first convolution; later ones have 1.5, 3 and 4 times as many.
     hidden : int, default 64
         Units of the recurrent layer per direction.
@@ -79,7 +85,7 @@ class QualityNet(nn.Module):
     cam_layer = "last_conv"
 
     def __init__(
-        self, defects: int = 6, channels: int = 6, width: int = 16, hidden: int = 64, dropout: float = 0.2
+        self, defects: int = 6, channels: int = 6, width: int = 12, hidden: int = 64, dropout: float = 0.2
     ) -> None:
         super().__init__()
         second, third, last = width * 3 // 2, width * 3, width * 4
@@ -92,7 +98,9 @@ class QualityNet(nn.Module):
         )
         self.last_conv = _convolution(third, last)
         self.layout = nn.Sequential(nn.Conv2d(last, 16, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        described = 3 * last + 16 * 4 * 4
+        self.lags = LagReader(LAG_CUES)
+        self.surfaces = nn.BatchNorm1d(SURFACE_CUES)
+        described = 3 * last + 16 * 4 * 4 + LAG_CUES + SURFACE_CUES
         self.describe = nn.Sequential(nn.Linear(described, 2 * hidden), nn.ReLU(), nn.Dropout(dropout))
         self.recurrent = nn.GRU(2 * hidden, hidden, batch_first=True, bidirectional=True)
         self.attend = nn.Linear(4 * hidden, 64)
@@ -117,12 +125,14 @@ class QualityNet(nn.Module):
         QualityOutput
         """
         batch, slices = series.shape[:2]
-        maps = self.last_conv(self.encoder(series.flatten(0, 1)))
+        slices_in = series.flatten(0, 1)
+        maps = self.last_conv(self.encoder(slices_in))
         # Mean, spread and peak: a defect may fill the slice or sit in one corner of it. The layout in 4 x 4 parts
         # shows what changes slowly across the slice.
         spread, mean = torch.var_mean(maps, dim=(2, 3), correction=0)
+        cues = [self.lags(repeats(slices_in[:, 1])), self.surfaces(shading(slices_in))]
         peak = maps.amax(dim=(2, 3))
-        pooled = torch.cat([mean, torch.sqrt(spread + 1e-5), peak, self.layout(maps)], dim=1)
+        pooled = torch.cat([mean, torch.sqrt(spread + 1e-5), peak, self.layout(maps), *cues], dim=1)
         own = self.describe(pooled).unflatten(0, (batch, slices))
         context, _ = self.recurrent(own)
         described = torch.cat([own, context], dim=2)
