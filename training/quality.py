@@ -43,8 +43,8 @@ SEED = 20261122
 SLICES_PER_STEP = 32
 LENGTHS = (1, 4, 8, 16)
 LENGTH_SHARES = (0.62, 0.20, 0.12, 0.06)
-WARM_UP_SLICES = 2600
-WARM_UP_ROUNDS = 45
+WARM_UP_SLICES = 6000
+WARM_UP_ROUNDS = 40
 POSITIVE_WEIGHT = 1.7
 SLICE_LOSS_SHARE = 0.4
 REPLAY = 6
@@ -95,7 +95,9 @@ def warm_up(network: QualityNet, draw: Draw, seed: int) -> list[Example]:
     rng = np.random.default_rng(seed)
     examples = [make_example(draw(1, rng), 1, rng, mildest=0.2) for _ in range(WARM_UP_SLICES)]
     faint = np.stack([e.inputs[0, 1] for e in examples])
-    lags = torch.cat([repeats(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(faint, 40)])
+    lags = torch.cat(
+        [repeats(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(faint, -(-len(faint) // 128))]
+    )
     labels = torch.from_numpy(np.stack([e.labels for e in examples]))
     head = torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(LAG_CUES, len(DEFECTS)))
     optimiser = torch.optim.AdamW([*network.lags.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-2)
@@ -264,7 +266,7 @@ def evaluate(card: Path | None = None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["train", "evaluate"])
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--minutes", type=float, default=7.0)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     given = parser.parse_args()
     if given.command == "train":
