@@ -18,6 +18,8 @@ def test_names_and_clashes(tmp_path) -> None:
     assert [case.target.rpartition("/")[2] for case in cases] == ["a.csv", "b.csv", "CT.csv"]
     with pytest.raises(ParamsError, match="Two cases are called 'b'"):
         plan_cases([tmp_path / "b.tif", tmp_path / "b.png"], tmp_path, ".csv")
+    with pytest.raises(ParamsError, match="is a file; give a folder"):
+        plan_cases([tmp_path / "b.tif"], tmp_path / "b.png", ".csv")
 
 
 @pytest.mark.slow

@@ -71,8 +71,10 @@ def plan_cases(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     Raises
     ------
     ParamsError
-        Two sources would write the same file.
+        Two sources would write the same file, or ``out`` is a file.
     """
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ParamsError(f"{Path(out).name} is a file; give a folder for the results.")
     cases: dict[str, Case] = {}
     for source in sources:
         path = Path(source)
@@ -95,6 +97,8 @@ def run_case(stage: str, case: Case, model: str = "", params: Params | None = No
         result = run_stage(stage, open_volume(case.source, series_uid=case.series_uid), model, params)
         Path(case.target).parent.mkdir(parents=True, exist_ok=True)
         save(result, Path(case.target))
+    except OSError as error:
+        return Outcome(case, "failed", time.perf_counter() - start, f"the folder cannot be made: {error.strerror}")
     except MedaiError as error:
         return Outcome(case, "failed", time.perf_counter() - start, str(error))
     return Outcome(case, "done", time.perf_counter() - start)
