@@ -24,7 +24,7 @@ from skimage import data
 from skimage.restoration import denoise_nl_means
 
 import napari_medai.models
-from napari_medai.engine.selfdenoise import MAD_OF_GAUSSIAN, denoise
+from napari_medai.engine.selfdenoise import denoise, noise_level
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Prepare, Tiling
 from training import mnfinder
 from training.blob_backgrounds import MNI152, MRICRON
@@ -118,19 +118,12 @@ def clean(noisy: Array, steps: int = 0) -> tuple[Array, float]:
     return made, time.process_time() - began
 
 
-def noise_level(noisy: Array) -> float:
-    """Standard deviation of Gaussian noise, from the median of the finest diagonal Haar coefficients."""
-    even = noisy[..., : noisy.shape[-2] // 2 * 2, : noisy.shape[-1] // 2 * 2]
-    a, b, c, d = (even[..., i::2, j::2] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)))
-    return float(np.median(np.abs(a - b - c + d)) / 2 / MAD_OF_GAUSSIAN)
-
-
 def non_local_means(noisy: Array) -> list[Array]:
     """scikit-image's non-local means with patches of 5 and distance 6, fast mode, the noise estimated.
 
     Two usual settings: ``h`` 0.8 sigma, and ``h`` 0.6 sigma with ``sigma`` given.
     """
-    sigma = noise_level(noisy)
+    sigma = float(np.mean([noise_level(channel) for channel in noisy]))
     picture, axis = (noisy[0], None) if len(noisy) == 1 else (noisy, 0)
     usual = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": axis}
     made = [

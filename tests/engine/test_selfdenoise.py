@@ -13,6 +13,7 @@ from napari_medai.engine import selfdenoise
 from napari_medai.engine.selfdenoise import (
     RECIPES,
     axis_weights,
+    channel_scales,
     denoise,
     neighbour_pair,
     noise_by_brightness,
@@ -68,6 +69,18 @@ def test_noise_is_measured_at_each_brightness() -> None:
     noise = noise_by_brightness((clean + deviation * rng.standard_normal(clean.shape)).astype(np.float32), clean)
     assert_allclose(noise[:64].mean(), 0.01, rtol=0.1)
     assert_allclose(noise[64:].mean(), 0.05, rtol=0.1)
+
+
+def test_channels_are_scaled_to_equal_noise() -> None:
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, 128)
+    image = np.stack([100 * ramp + rng.standard_normal((128, 128)), 100 * ramp + 4 * rng.standard_normal((128, 128))])
+    one, other = channel_scales(image.astype(np.float32))
+    assert_allclose(other / one, 4, rtol=0.05)
+    assert_allclose(((image[0] / one).var() + (image[1] / other).var()) / 2, 1, rtol=0.01)
+    # without noise: its own deviation; constant: 1
+    flat = np.stack([np.repeat(np.repeat(rng.random((8, 8)), 4, 0), 4, 1), np.zeros((32, 32))]).astype(np.float32)
+    assert_allclose(channel_scales(flat), [flat[0].std(), 1], rtol=1e-5)
 
 
 def test_all_detail_returns_where_there_is_no_noise() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,8 @@ DETAIL_MARGIN = 1.4
 AVERAGING = 0.95
 """Share of the old weights in the running average of the network's weights."""
 LEARNING_RATE = 2e-3
+LEAST_NOISE = 0.003
+"""Noise weaker than this share of a channel's deviation is too little to compare channels by."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Recipe:
 
 
 RECIPES = {
-    2: Recipe(features=(16, 32, 64), crop=64, batch=8, steps=500, tile=512, margin=24, views=8),
+    2: Recipe(features=(16, 32, 64), crop=64, batch=8, steps=800, tile=512, margin=24, views=8),
     3: Recipe(features=(16, 32, 64), crop=32, batch=4, steps=300, tile=96, margin=16, views=8),
 }
-MOST_PIXELS = {2: 2**21, 3: 2**20}
+MOST_PIXELS = {2: 2**23, 3: 2**21}
 """Pixels that all views together may have before views are spared; there is always one."""
 
 
@@ -84,11 +86,32 @@ def view_count(shape: Sequence[int], ndim: int) -> int:
     return int(np.clip(MOST_PIXELS[ndim] // math.prod(shape), 1, RECIPES[ndim].views))
 
 
+def _blocks(image: Array) -> Array:
+    """The four pixels of each block of 2 x 2 in the last two axes, shape (4, number of blocks)."""
+    rows, columns = image.shape[-2] // 2 * 2, image.shape[-1] // 2 * 2
+    return np.stack([image[..., i:rows:2, j:columns:2].ravel() for i in (0, 1) for j in (0, 1)])
+
+
+def _diagonal(image: Array) -> Array:
+    """Absolute values of the finest diagonal Haar coefficients, which hold little but noise."""
+    a, b, c, d = _blocks(image)
+    return np.asarray(np.abs(a - b - c + d) / 2, dtype=np.float32)
+
+
+def noise_level(channel: Array) -> float:
+    """Standard deviation of the noise of one channel, (..., y, x), as one number.
+
+    From the median of the finest diagonal Haar coefficients (Donoho and Johnstone, Biometrika 1994); 0 if
+    the channel is less than two pixels high or wide.
+    """
+    diagonal = _diagonal(channel)
+    return float(np.median(diagonal)) / MAD_OF_GAUSSIAN if diagonal.size else 0.0
+
+
 def noise_by_brightness(noisy: Array, clean: Array) -> Array:
     """Measure the standard deviation of the noise in one channel as a function of brightness.
 
-    The median absolute deviation of the finest diagonal Haar coefficients (Donoho and Johnstone,
-    Biometrika 1994), which hold little but noise, in up to `LEVELS` classes of brightness.
+    As `noise_level`, in up to `LEVELS` classes of brightness.
 
     Parameters
     ----------
@@ -102,23 +125,41 @@ def noise_by_brightness(noisy: Array, clean: Array) -> Array:
     ndarray
         Standard deviation at every pixel, float32, same shape.
     """
-    rows, columns = noisy.shape[-2] // 2 * 2, noisy.shape[-1] // 2 * 2
-    if not rows or not columns:
+    diagonal = _diagonal(noisy)
+    if not diagonal.size:
         return np.zeros_like(noisy)
-
-    def corners(image: Array) -> Iterator[Array]:
-        for i, j in itertools.product((0, 1), repeat=2):
-            yield image[..., i:rows:2, j:columns:2]
-
-    a, b, c, d = corners(noisy)
-    diagonal = np.abs((a - b - c + d) / 2).ravel()
-    level = np.mean(list(corners(clean)), axis=0).ravel()
-    order = np.argsort(level)
+    level = _blocks(clean).mean(axis=0)
     # at least 500 coefficients a class: a median of fewer is itself noisy
-    classes = np.array_split(order, int(np.clip(len(order) // 500, 1, LEVELS)))
+    classes = np.array_split(np.argsort(level), int(np.clip(len(level) // 500, 1, LEVELS)))
     middles = [float(np.mean(level[part])) for part in classes]
     spreads = [float(np.median(diagonal[part])) / MAD_OF_GAUSSIAN for part in classes]
     return np.interp(clean, middles, spreads).astype(np.float32)
+
+
+def channel_scales(image: Array) -> Array:
+    """What each channel is divided by so that noise is equally strong in all and the mean variance is 1.
+
+    Colours share their noise and are all divided by the same; fluorescence channels of different gains are
+    brought to one another. Where no noise can be measured, each channel is divided by its own deviation.
+
+    Parameters
+    ----------
+    image
+        Shape (channels, ..., y, x).
+
+    Returns
+    -------
+    ndarray
+        One positive number per channel.
+    """
+    spread = image.std(axis=tuple(range(1, image.ndim)))
+    usable = spread > 0
+    noise = np.array([noise_level(channel) for channel in image])
+    if (noise[usable] > LEAST_NOISE * spread[usable]).all():
+        scales = noise * np.sqrt(np.mean((spread[usable] / noise[usable]) ** 2))
+    else:
+        scales = spread
+    return np.where(usable, scales, 1).astype(np.float32)
 
 
 def put_back_detail(noisy: Array, clean: Array, ndim: int) -> Array:
@@ -341,10 +382,9 @@ def denoise(
     if not np.isfinite(original).all():
         raise InputError("The image holds NaN or infinite values; replace them before denoising.")
     axes = tuple(range(1, original.ndim))
-    mean, spread = original.mean(axes, keepdims=True), original.std(axes, keepdims=True)
-    if not (spread > 0).any():
+    if not original.std(axis=axes).any():
         return original.copy()
-    spread = np.where(spread > 0, spread, 1)
+    mean, spread = original.mean(axes, keepdims=True), channel_scales(original).reshape(-1, *[1] * len(axes))
     recipe = RECIPES[ndim]
     steps = steps or recipe.steps
     least = 4 * 2 ** (len(recipe.features) - 1)
