@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,10 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_medai.api import run_stage
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.result import Result
-from napari_medai.core.stage import Cancelled, Params, Progress, fields_of
+from napari_medai.core.stage import Cancelled, fields_of
 from napari_medai.core.volume import Volume
-from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
 from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
@@ -35,16 +32,13 @@ from napari_medai.ui.layers import layer_to_volume, result_to_layers
 from napari_medai.ui.offers import misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.reports import Activity, report
+from napari_medai.ui.running import Run, Running, progress_text, work
 from napari_medai.ui.worker import Job, State
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 _POLL_MS = 100  # ten looks a second are enough for the eye; each may redraw the panel
-# napari imports these for its first layer with a table or with labels: 0.3 s in which the window stands still,
-# unless the thread was there before.
-_LATE_IMPORTS = ("pandas", "skimage.color", "skimage.exposure")
-_JOIN_SECONDS = 10.0  # how long closing waits for the current tile
 
 
 class StagePanel(QWidget):
@@ -68,8 +62,8 @@ class StagePanel(QWidget):
         self._placing = False  # our own new layers do not become the next input
         self._edited: set[Layer] = set()
         self._results: list[tuple[str, Layer, list[Layer]]] = []  # model, scan, layers made from them
-        self._run: _Run | None = None
-        self._running = _Running()
+        self._run: Run | None = None
+        self._running = Running()
         self._timer = QTimer(self)
         self._timer.setInterval(_POLL_MS)
         self._timer.timeout.connect(self._poll)
@@ -270,8 +264,8 @@ class StagePanel(QWidget):
             self._say(report(error))
             return
         name = self.stage.name
-        job: Job[Result] = Job(partial(_work, name, volume, model, params), name=f"medai-{name}")
-        self._run = _Run(job, layer, volume, model)
+        job: Job[Result] = Job(partial(work, name, volume, model, params), name=f"medai-{name}")
+        self._run = Run(job, layer, volume, model)
         self._running.job = job
         self._running.activity = Activity(f"{self.stage.title} {layer.name}")
         self.run_button.setText("Cancel")
@@ -307,7 +301,7 @@ class StagePanel(QWidget):
             if activity.cancelled and not state.cancelling and self._run is run:
                 self.cancel()
 
-    def _finish(self, run: _Run) -> None:
+    def _finish(self, run: Run) -> None:
         state, error = run.job.state, run.job.error
         self._run = None
         self._running.close()
@@ -320,7 +314,7 @@ class StagePanel(QWidget):
             self._say(report(error))
         self._update_button()
 
-    def _show(self, run: _Run, result: Result, state: State) -> None:
+    def _show(self, run: Run, result: Result, state: State) -> None:
         """Put a result into the viewer and the dock, wherever its image is by now."""
         try:
             made = [Layer.create(*data) for data in result_to_layers(result, run.layer)]
@@ -341,7 +335,7 @@ class StagePanel(QWidget):
         notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
         self._say(f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}")
 
-    def _drop_earlier(self, run: _Run) -> None:
+    def _drop_earlier(self, run: Run) -> None:
         for model, scan, layers in self._results:
             if model == run.model.id and scan is run.layer:
                 for layer in layers:
@@ -373,49 +367,3 @@ class StagePanel(QWidget):
         self._running.stop()
         self.bar.hide()
         self._update_button()
-
-
-class _Run:
-    """What a run was started with; the layer may leave the viewer meanwhile."""
-
-    def __init__(self, job: Job[Result], layer: Layer, volume: Volume, model: Model) -> None:
-        self.job, self.layer, self.volume, self.model = job, layer, volume, model
-
-
-class _Running:
-    """What must be ended with the panel; outlives its widgets, so that their destruction can end it."""
-
-    def __init__(self) -> None:
-        self.job: Job[Result] | None = None
-        self.activity: Activity | None = None
-
-    def close(self) -> None:
-        """Forget a job that is finished."""
-        activity, self.activity, self.job = self.activity, None, None
-        if activity is not None:
-            activity.close()
-
-    def stop(self, *_: Any) -> None:
-        """Cancel the job and wait for its thread."""
-        job = self.job
-        self.close()
-        if job is not None:
-            job.cancel()
-            job.join(_JOIN_SECONDS)
-
-
-def _work(stage: str, volume: Volume, model: Model, params: Params, progress: Progress) -> Result:
-    """What the thread does."""
-    for module in _LATE_IMPORTS:
-        importlib.import_module(module)
-    result = run_stage(stage, volume, model, params, progress)
-    progress.check()  # cancelled after its last tile is cancelled too
-    return result
-
-
-def progress_text(state: State) -> str:
-    """The line below the progress bar."""
-    share = "" if state.fraction is None else f"{100 * state.fraction:.0f} %, "
-    message = "Cancelling …" if state.cancelling else (state.message or "Working")
-    notes = "".join(f"\n• {note}" for note in state.notes)
-    return f"{message} ({share}{state.seconds:.0f} s){notes}"
