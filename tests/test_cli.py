@@ -173,3 +173,20 @@ def test_models_and_doctor() -> None:
     report = json.loads(medai("doctor", "--json").stdout)
     assert set(report) == {"software", "devices", "codecs", "viewer", "samples", "models"}
     assert "not a medical device" in medai("models", "show", "nuclei").stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["detect", "--out", "found.nii.gz"], "does not say how to write a table"),
+        (["denoise", "--out", "clean.csv"], "does not say how to write an image"),
+        (["segment", "--out", "absent/nuclei.tif"], "make it first"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
+    slide: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = medai(arguments[0], slide, *arguments[1:], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "%" not in done.stderr  # no progress: nothing ran

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.table import Table as RichTable
 
-from napari_medai.core.errors import MedaiError, ParamsError, ReadError
+from napari_medai.core.errors import MedaiError, ParamsError, ReadError, WriteError
 from napari_medai.core.geometry import orientation_code
 from napari_medai.core.result import Boxes, Mask, Result, Scores
 from napari_medai.core.stage import Progress, Stage, fields_of
@@ -32,6 +33,8 @@ app = typer.Typer(
 models_app = typer.Typer(help="The models that can be run here.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
+# What kind of file holds a stage's result; empty: an image or its table
+WRITES = {"denoise": "images", "segment": "", "classify": "tables", "detect": "tables", "explain": "images"}
 # What typer makes of Ctrl-C
 INTERRUPTED = 130
 
@@ -123,7 +126,7 @@ def info(source: Path, as_json: Json = False) -> None:
                 "axes": volume.axes,
                 "shape": list(volume.shape),
                 "dtype": str(volume.dtype),
-                "spacing": [round(s, 6) for s in volume.spacing],
+                "spacing": [round(s, 6) for s in volume.spacing[3 - volume.ndim_spatial :]],
                 "units": volume.units,
                 "orientation": orientation_code(volume.affine) if volume.units == "mm" else "",
                 "affine": volume.affine.tolist(),
@@ -135,7 +138,9 @@ def info(source: Path, as_json: Json = False) -> None:
     if as_json:
         _print_json({"source": source.name, "series": rows})
         return
-    table = RichTable("series", "modality", "description", "size", "spacing", "orientation", "findings")
+    table = RichTable(
+        Column("series", overflow="fold"), "modality", "description", "size", "spacing", "orientation", "findings"
+    )
     for row in rows:
         size = " x ".join(f"{a}{n}" for a, n in zip(row["axes"] or "?" * 9, row["shape"], strict=False))
         step = " x ".join(f"{s:.3g}" for s in row["spacing"])
@@ -153,7 +158,7 @@ def info(source: Path, as_json: Json = False) -> None:
 
 def _console() -> Console:
     # a pipe or a file gets every column in full
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
 
 
 @app.command()
@@ -174,6 +179,8 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
         from napari_medai.io import save
 
         params = stage.params(**values)
+        if out is not None:
+            _check_target(stage, out)
         volume = _open(source, series)
         chosen = model or _default_model(stage, volume)
         with _Shown(stage.name) as shown:
@@ -214,6 +221,18 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = stage.summary
     return command
+
+
+def _check_target(stage: Stage, out: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it."""
+    from napari_medai.io import find_writer
+
+    try:
+        find_writer(out, WRITES[stage.name])
+    except WriteError as error:
+        raise ParamsError(str(error)) from error
+    if not out.absolute().parent.is_dir():
+        raise ParamsError(f"The folder of {out.name} does not exist; make it first.")
 
 
 def _default_model(stage: Stage, volume: Volume) -> str:
@@ -334,9 +353,12 @@ def samples(
 
         print(sample_path(name, download_package))
         return
-    failed = fetch_all(lambda line: None if as_json else print(line))
-    if as_json:
-        missing = {line.partition(":")[0] for line in failed}
+    failed = fetch_all(lambda line: None)
+    missing = {line.partition(":")[0] for line in failed}
+    if not as_json:
+        for key in SAMPLES.keys() - missing:
+            print(f"{sample_path(key)}  {SAMPLES[key].title}")
+    else:
         _print_json({k: None if k in missing else str(sample_path(k)) for k in SAMPLES})
     for line in failed:
         _say(f"medai: {line}")

@@ -53,6 +53,8 @@ def test_colour_becomes_luminance_and_channels_are_chosen() -> None:
     assert one_channel(stack, 1).array.min() == 1
     with pytest.raises(InputError, match="Channel 2 was asked for; the image has 2"):
         one_channel(stack, 2)
+    with pytest.raises(InputError, match="Channel 1 was asked for; the image has no channels"):
+        one_channel(from_array(red), 1)
 
 
 def test_pixels_that_cannot_be_computed_on() -> None:

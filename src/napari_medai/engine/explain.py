@@ -102,7 +102,9 @@ def explain(volume: Volume, run: Run, params: Any) -> tuple[NDArray[np.float32],
     module, _, function = PROBES[run.spec.runner].partition(":")
     run.progress.update(0, 1, "preparing")
     probe: Probe = getattr(importlib.import_module(module), function)(volume, run)
-    target = names.index(params.target) if params.target else int(np.argmax(probe.evidence))
+    target = names.index(params.target) if params.target else _most_probable(names, probe.evidence)
+    if not params.target and run.spec.gives.kind == "classes" and probe.evidence[target] < 0:
+        run.note(f"no class reaches a probability of 0.5; the heat is that of the most probable one, {names[target]!r}")
     if params.method == "attention":
         heat = _attention(probe, run.spec.id)
     elif params.method == "gradcam++":
@@ -115,6 +117,11 @@ def explain(volume: Volume, run: Run, params: Any) -> tuple[NDArray[np.float32],
         run.note(f"nothing in the image speaks for {names[target]!r}: the heatmap is empty")
         return heat.astype(np.float32), names[target]
     return (heat / top).astype(np.float32), names[target]
+
+
+def _most_probable(names: list[str], evidence: NDArray[np.float64]) -> int:
+    """Index of the class with the most evidence; "none" is the lack of it and shows nothing."""
+    return max((n for n in range(len(names)) if names[n] != "none"), key=lambda n: float(evidence[n]))
 
 
 def _attention(probe: Probe, model: str) -> NDArray[np.float32]:

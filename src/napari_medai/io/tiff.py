@@ -56,6 +56,8 @@ def list_series(path: Path) -> list[SeriesInfo]:
     """The images of a file, in its order; uid is their number, from 0."""
     with heeding([], "tifffile"), _opened(path) as file:
         count = len(file.series)
+    if not count:
+        raise ReadError(f"{path.name} holds no image that can be read: it is cut off or damaged.")
     return [series_of(open_volume(path, str(n)), str(n)) for n in range(count)]
 
 
@@ -174,7 +176,7 @@ def _choose(path: Path, file: tifffile.TiffFile, series_uid: str, findings: list
     """Number of the image to open."""
     count = len(file.series)
     if not count:
-        raise ReadError(f"{path} holds no image.")
+        raise ReadError(f"{path.name} holds no image that can be read: it is cut off or damaged.")
     if series_uid:
         if not series_uid.isdecimal() or int(series_uid) >= count:
             raise ReadError(f"{path} has no image {series_uid!r}; its images are numbered from 0 to {count - 1}.")

@@ -48,7 +48,7 @@ def check_fit(volume: Volume, model: Model, stage: str) -> list[str]:
     if accepts.modality and volume.modality and volume.modality not in accepts.modality:
         raise ModelFitError(
             f"Model {spec.id!r} was made for {', '.join(accepts.modality)}; this image is {volume.modality}. "
-            "Choose another model, or clear the modality (volume.replace(modality='')) if the header is wrong."
+            "Choose another model. If the header is wrong, clear the modality: volume.replace(modality='')."
         )
     notes = []
     if accepts.modality and not volume.modality:
@@ -70,6 +70,8 @@ def one_channel(volume: Volume, channel: int) -> Volume:
         if channel >= volume.size("c"):
             raise InputError(f"Channel {channel} was asked for; the image has {volume.size('c')}, numbered from 0.")
         return volume.take("c", channel)
+    if channel:
+        raise InputError(f"Channel {channel} was asked for; the image has no channels (colours count together).")
     if volume.is_rgb:
         rgb = np.asarray(volume.array)[..., :3].astype(np.float32)
         weights = _LUMINANCE if rgb.shape[-1] == 3 else np.ones(1, np.float32)

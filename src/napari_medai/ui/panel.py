@@ -31,6 +31,7 @@ from napari_medai.ui.form import Form, form_layout
 from napari_medai.ui.layers import layer_to_volume, result_to_layers
 from napari_medai.ui.offers import misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
+from napari_medai.ui.placement import METADATA_KEY
 from napari_medai.ui.reports import Activity, report
 from napari_medai.ui.running import Run, Running, progress_text, work
 from napari_medai.ui.worker import Job, State
@@ -193,7 +194,7 @@ class StagePanel(QWidget):
     def _follow_active(self) -> None:
         """Take the layer that is selected in napari, and unless one was chosen a model that takes it."""
         layer = self._viewer.layers.selection.active
-        if not isinstance(layer, Image):
+        if not isinstance(layer, Image) or _is_heatmap(layer):
             return
         if not self._model_pinned:
             volume = self._volume(layer)
@@ -367,3 +368,9 @@ class StagePanel(QWidget):
         self._running.stop()
         self.bar.hide()
         self._update_button()
+
+
+def _is_heatmap(layer: Layer) -> bool:
+    """Whether a layer shows where a network looked: no image that a stage is likely meant for."""
+    record = layer.metadata.get(METADATA_KEY, {})
+    return bool(record.get("provenance", {}).get("stage") == "explain")
