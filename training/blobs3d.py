@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from skimage.feature import blob_log
 from torch.nn import functional
 
+from napari_medai.api import detect
+from napari_medai.core.volume import Volume
 from napari_medai.engine.blobs import HIGH_PERCENTILE, LOW_PERCENTILE, Blobs, Polarity, find_blobs, normalise
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling, read_spec
 from napari_medai.nets.blobs import BlobCentres
@@ -175,6 +177,13 @@ def find(network: BlobCentres, image: NDArray[np.float32], polarity: Polarity, t
     return find_blobs(image, (1.0, 1.0, 1.0), predictor(network), threshold=threshold, polarity=polarity)
 
 
+def find_as_users(image: NDArray[np.float32], polarity: Polarity, threshold: float) -> Blobs:
+    """What the public function finds with the weights that lie in the package, in tiles."""
+    found = detect(Volume(image, "zyx", name="volume"), "blobs3d", polarity=polarity, threshold=threshold)
+    bright = np.array([label == "bright" for label in found.labels], dtype=bool)
+    return Blobs(found.centres, found.sizes[:, 0], found.scores, bright)
+
+
 def laplacian(image: NDArray[np.float32], polarity: Polarity, threshold: float) -> Blobs:
     """The classical baseline: extrema of the Laplacian of Gaussian over scales (scikit-image's `blob_log`)."""
     scaled = np.clip(normalise(image), 0, 1)
@@ -260,11 +269,9 @@ def stardist_stack() -> tuple[NDArray[np.float32], NDArray[np.integer]]:
     return read[0].astype(np.float32), read[1]
 
 
-def evaluate(folder: Path = FOLDER) -> str:
-    """Figures on held-out images as a markdown table."""
-    network = BlobCentres()
-    load_weights(network, folder / WEIGHTS)
-    options = read_spec(folder / "model.json").options
+def evaluate() -> str:
+    """Figures on held-out images as a markdown table, through the function that users call."""
+    options = read_spec(FOLDER / "model.json").options
     ours, theirs = float(options["threshold"]), float(options["log_threshold"])
     rows: list[tuple[str, Counts]] = []
     for title, split, background in (
@@ -272,7 +279,7 @@ def evaluate(folder: Path = FOLDER) -> str:
         ("simulated fluorescence, new seed", "validation", "haze"),
     ):
         phantoms = simulated(split, TEST, background, SEED + 3)  # type: ignore[arg-type]
-        for name, finder, threshold in (("blobs3d", partial(find, network), ours), ("LoG", laplacian, theirs)):
+        for name, finder, threshold in (("blobs3d", find_as_users, ours), ("LoG", laplacian, theirs)):
             pairs = [score(p, finder(p.image, "both", threshold)) for p in phantoms]
             rows += [
                 (f"{title}, {kind} objects: {name}", sum((pair[n] for pair in pairs), Counts()))
@@ -280,7 +287,7 @@ def evaluate(folder: Path = FOLDER) -> str:
             ]
     image, truth = stardist_stack()
     for polarity in ("bright", "both"):
-        for name, finder, threshold in (("blobs3d", partial(find, network), ours), ("LoG", laplacian, theirs)):
+        for name, finder, threshold in (("blobs3d", find_as_users, ours), ("LoG", laplacian, theirs)):
             found = finder(image, polarity, threshold)
             dark = int((~found.bright).sum())
             counts = match_points(found.centres[found.bright], truth) + Counts(0, dark, 0)
@@ -313,10 +320,9 @@ def main() -> None:
         load_weights(network, weights)
         write_spec(chosen.folder, describe(*choose(network)))
     if chosen.action == "evaluate":
-        table = evaluate(chosen.folder)
+        table = evaluate()
         print(table)
-        if chosen.folder == FOLDER:
-            write_into_card(FOLDER / "card.md", "results", table)
+        write_into_card(FOLDER / "card.md", "results", table)
 
 
 if __name__ == "__main__":
