@@ -43,8 +43,8 @@ SEED = 20261122
 SLICES_PER_STEP = 32
 LENGTHS = (1, 4, 8, 16)
 LENGTH_SHARES = (0.62, 0.20, 0.12, 0.06)
-WARM_UP_SLICES = 6000
-WARM_UP_ROUNDS = 40
+WARM_UP_SLICES = 2600
+WARM_UP_ROUNDS = 45
 POSITIVE_WEIGHT = 1.7
 SLICE_LOSS_SHARE = 0.4
 REPLAY = 6
@@ -266,7 +266,7 @@ def evaluate(card: Path | None = None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["train", "evaluate"])
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     given = parser.parse_args()
     if given.command == "train":
