@@ -3,7 +3,7 @@
 They have no weights: the network is trained on each noisy image itself. ``python -m training.denoise
 evaluate`` adds noise to sample images, cleans them, compares with scikit-image's non-local means, prints
 the figures and writes them into the two model cards. ``python -m training.denoise tune`` prints the same
-for other images; on those, and not on the sample images, the recipes were chosen.
+for other images; the cards say on which the recipe was chosen.
 """
 
 from __future__ import annotations
@@ -84,13 +84,14 @@ def sample_images() -> Mapping[str, Array]:
 
 
 def tuning_images() -> Mapping[str, Array]:
-    """Images of the same kinds on which the recipes were chosen."""
+    """Images of the same kinds that are no samples."""
     slide = mnfinder.load("training", "2022-10-14_U2OS/1").image
     return {
         "MNI152, axial slice": unit(_head("nilearn", MNI152)[90, 20:212, 2:194])[None],
         "mnfinder training slide": unit(slide[:256, :256])[None],
         "coffee (RGB)": unit(np.moveaxis(data.coffee()[64:320, 100:356], -1, 0)),
         "cell": unit(data.cell()[100:356, 100:356])[None],
+        "rocket (RGB)": unit(np.moveaxis(data.rocket()[:, 100:500], -1, 0)),
     }
 
 
