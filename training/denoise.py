@@ -24,7 +24,8 @@ from skimage import data
 from skimage.restoration import denoise_nl_means
 
 import napari_medai.models
-from napari_medai.engine.selfdenoise import denoise, noise_level
+from napari_medai.engine.noise import noise_level
+from napari_medai.engine.selfdenoise import denoise
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Prepare, Tiling
 from training import mnfinder
 from training.blob_backgrounds import MNI152, MRICRON

@@ -10,16 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from napari_medai.core.errors import InputError
 from napari_medai.core.stage import Cancelled
 from napari_medai.engine import selfdenoise
-from napari_medai.engine.selfdenoise import (
-    RECIPES,
-    axis_weights,
-    channel_scales,
-    denoise,
-    neighbour_pair,
-    noise_by_brightness,
-    put_back_detail,
-    view_count,
-)
+from napari_medai.engine.noise import channel_scales, noise_by_brightness, put_back_detail
+from napari_medai.engine.selfdenoise import RECIPES, axis_weights, denoise, neighbour_pair, view_count
 
 CPU = torch.device("cpu")
 

@@ -165,6 +165,7 @@ def _over_tiles(
         return heat
     image = probe.inputs[0].cpu().numpy()
     plan = plan_tiles(shape, probe.tile, multiple=probe.multiple)
+    run.note(f"explained in {len(plan)} tiles, each for itself: compare heat within a tile only")
     stitcher = Stitcher(plan)
     for n, tile in enumerate(plan):
         run.progress.update(n, len(plan), "explaining")

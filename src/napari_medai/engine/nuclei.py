@@ -22,6 +22,9 @@ from napari_medai.engine.results import Found
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
 
+# Grad-CAM++ weighs features by sums over its input: only what goes through at once can be compared. Two gigabytes.
+LARGEST_AT_ONCE = (1536, 1536)
+
 
 def at_object_size(image: NDArray[np.float32], run: Run, diameter: float) -> NDArray[np.float32]:
     """The network's input (1, y', x'): percentiles at 0 and 1, objects at the model's size.
@@ -102,6 +105,6 @@ def probe_nuclei(volume: Volume, run: Run) -> Probe:
         evidence=np.ones(1),
         attention=None,
         back=lambda heat: resize(heat, (image.shape[0], image.shape[1]))[0],
-        tile=run.spec.tiling.size or (512, 512),
+        tile=LARGEST_AT_ONCE,
         multiple=run.spec.tiling.multiple,
     )

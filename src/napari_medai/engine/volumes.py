@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.core.stage import Part
 from napari_medai.core.volume import Volume
 from napari_medai.engine.blobs import Polarity, find_blobs
 from napari_medai.engine.results import Found
@@ -40,25 +39,18 @@ def detect_blobs(volume: Volume, run: Run, params: Any) -> Found:
 
 
 def denoise_itself(volume: Volume, run: Run, params: Any) -> NDArray[np.float32]:
-    """Denoise an image (…, y, x) with its colours and channels together; 2-D models take volumes plane by plane."""
-    ndim = min(run.spec.accepts.ndim) if "z" not in volume.axes else int(run.spec.options["ndim"])
+    """Denoise an image (…, y, x), its colours and channels together; 2-D models take stacks plane by plane."""
     image, axes = volume.numpy(), volume.axes
     channel = next((axes.index(a) for a in "cs" if a in axes), None)
     planes = image[np.newaxis] if channel is None else np.moveaxis(image, channel, 0)
-    by_plane = ndim == 2 and "z" in axes
-    parts = [planes[:, k] for k in range(planes.shape[1])] if by_plane else [planes]
-    cleaned = []
-    for n, part in enumerate(parts):
-        share = Part(run.progress, n / len(parts), (n + 1) / len(parts), "learning the noise")
-        clean = denoise(
-            np.ascontiguousarray(part),
-            ndim=cast(Literal[2, 3], part.ndim - 1),
-            steps=params.steps,
-            seed=params.seed,
-            device=run.device,
-            progress=share.update,
-        )
-        cleaned.append(clean)
-        run.tiles += 1
-    whole = np.stack(cleaned, axis=1) if by_plane else cleaned[0]
-    return whole[0] if channel is None else np.moveaxis(whole, 0, channel)
+    ndim = int(run.spec.options["ndim"]) if "z" in axes else 2
+    clean = denoise(
+        np.ascontiguousarray(planes),
+        ndim=cast(Literal[2, 3], ndim),
+        steps=params.steps,
+        seed=params.seed,
+        device=run.device,
+        progress=run.progress.update,
+    )
+    run.tiles += 1
+    return clean[0] if channel is None else np.moveaxis(clean, 0, channel)

@@ -55,5 +55,5 @@ def run(volume: Volume, model: Model, params: ExplainParams, progress: Progress)
     with start("explain", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         heat, target = explain(scan.replace(array=pixels(scan)), run, params)
-        image = scan.replace(array=heat, name=f"{volume.name} {model.id} {target}")
+        image = scan.replace(array=heat, name=f"{volume.name} {model.id}")
         return Heatmap(image, target, params.method, run.provenance())

@@ -61,7 +61,7 @@ class Step:
 STEPS = (
     Step("segment", "head_mr", "brain", suffixes=(".nii.gz", ".csv")),
     Step("classify", "head_mr", "quality", suffixes=(".json", ".csv")),
-    Step("explain", "head_mr", "quality"),
+    Step("explain", "head_mr", "brain"),
     Step("denoise", "head_ct", "self2d"),
     Step("classify", "head_ct", "quality", suffixes=(".json",), fresh=False),
     Step("explain", "head_ct", "quality", fresh=False),
