@@ -18,6 +18,7 @@ from napari_medai.engine.instances import decode_instances
 from napari_medai.engine.objectsize import estimate_diameter, rescale, rescaled_to_original, resize, scale_for
 from napari_medai.engine.peaks import detect_peaks
 from napari_medai.engine.results import Found
+from napari_medai.nets.nuclei import SquareRootUNet
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -91,7 +92,6 @@ def probe_nuclei(volume: Volume, run: Run) -> Probe:
     image = volume.numpy()
     network = run.network()
     inputs = torch.from_numpy(at_object_size(image, run, 0.0))[None].to(run.device)
-    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
 
     def score(x: torch.Tensor, _target: int) -> torch.Tensor:
         foreground: torch.Tensor = network(x)[:, 0]
@@ -100,8 +100,7 @@ def probe_nuclei(volume: Volume, run: Run) -> Probe:
     return Probe(
         inputs=inputs,
         score=score,
-        # the last convolution before the one that gives the output: full resolution, all features
-        layer=layers[-2],
+        layer=network.get_submodule(SquareRootUNet.cam_layer),
         evidence=np.ones(1),
         attention=None,
         back=lambda heat: resize(heat, (image.shape[0], image.shape[1]))[0],

@@ -23,6 +23,9 @@ class SquareRootUNet(torch.nn.Module):
         Channels of the five levels from the finest to the coarsest, then of the last, finest, layer.
     """
 
+    # what Grad-CAM reads: at half the resolution features still stand for nuclei; the last ones stand for rims
+    cam_layer = "unet.upcat_2"
+
     def __init__(self, out_channels: int, features: Sequence[int] = (16, 32, 48, 64, 96, 16)) -> None:
         super().__init__()
         self.unet = BasicUNet(
