@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -142,13 +140,18 @@ def test_control_c_stops_with_one_line_and_leaves_no_file(slide: Path, tmp_path:
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
+        # whoever runs the tests in the background may have had the signal ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stderr is not None
-    os.set_blocking(run.stderr.fileno(), True)
-    run.stderr.readline()  # the first line of progress: it runs
-    time.sleep(0.2)
-    run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    try:
+        while "%" not in run.stderr.readline():  # the first line of progress: it runs
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.wait()
     assert run.returncode == 1
     assert "stopped" in err
     assert "Traceback" not in err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +46,8 @@ Series = Annotated[str, typer.Option("--series", help="Series UID, where a folde
 
 def main() -> None:
     """Entry point: every expected error becomes one line on standard error and an exit code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background is not to be interrupted
+        signal.signal(signal.SIGINT, _interrupt)
     logging.captureWarnings(True)  # third-party warnings are no part of the answer
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
@@ -56,6 +60,15 @@ def main() -> None:
             _say("medai: stopped; no file was left half-written.")
             sys.exit(1)
         raise
+
+
+_interrupted = threading.Event()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ctrl-C: an exception now; and, should it be lost in a destructor, at the next sign of progress."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _say(message: str) -> None:
@@ -87,12 +100,18 @@ class _Shown(Progress):
 
     def update(self, done: float, total: float, message: str = "") -> None:
         """See `Progress.update`."""
+        self.check()
         share = done / total if total else 1.0
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=share, description=f"{self.title} {message}".strip())
         elif int(share * 10) > self.tenth:
             self.tenth = int(share * 10)
             print(f"{self.title}: {self.tenth * 10} % {message}".rstrip(), file=sys.stderr)
+
+    def check(self) -> None:
+        """See `Progress.check`."""
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
 
     def note(self, message: str) -> None:
         """See `Progress.note`."""
