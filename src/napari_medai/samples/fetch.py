@@ -92,10 +92,21 @@ def download_package(package: str, version: str) -> None:
     else:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", ".", f"{package}{version}"]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False)
+        done = _run(command, temporary)
+        if done.returncode and version == "deb" and _is_root():  # a machine whose package lists were never fetched
+            _run(["apt-get", "-qq", "update"], temporary)
+            done = _run(command, temporary)
         files = list(Path(temporary).iterdir())
         if done.returncode or not files:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise SampleError(f"`{' '.join(command[-4:])}` failed: {last}")
         for file in files:
             file.replace(folder / file.name)
+
+
+def _run(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
