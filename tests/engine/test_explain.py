@@ -24,7 +24,7 @@ def slide():
 @pytest.mark.parametrize("method", ["gradcam++", "occlusion"])
 def test_heat_for_nuclei_lies_on_the_nuclei(slide, method: str) -> None:
     volume, truth = slide
-    heat = explain(volume, "nuclei", method=method, patch=40, device="cpu")
+    heat = explain(volume, "nuclei", method=method, patch=24, device="cpu")
     assert heat.heat.shape == volume.shape
     assert heat.target == "nucleus"
     assert heat.heat.array.max() == pytest.approx(1)
