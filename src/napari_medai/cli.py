@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.table import Table as RichTable
 
 from napari_medai.core.errors import MedaiError, ParamsError, ReadError, WriteError
 from napari_medai.core.geometry import orientation_code
 from napari_medai.core.result import Boxes, Mask, Result, Scores
-from napari_medai.core.stage import Progress, Stage, fields_of
+from napari_medai.core.stage import Stage, fields_of
 from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
+from napari_medai.terminal import Shown, console, interrupt, print_json, say
 
 app = typer.Typer(
     help="AI on medical and microscopy images, in true patient geometry. Research software, not a medical device.",
@@ -47,75 +43,19 @@ Series = Annotated[str, typer.Option("--series", help="Series UID, where a folde
 def main() -> None:
     """Entry point: every expected error becomes one line on standard error and an exit code."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background is not to be interrupted
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     logging.captureWarnings(True)  # third-party warnings are no part of the answer
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
         app(standalone_mode=True)
     except MedaiError as error:
-        _say(f"medai: {error}")
+        say(f"medai: {error}")
         sys.exit(2 if isinstance(error, ParamsError) else 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _say("medai: stopped; no file was left half-written.")
+            say("medai: stopped; no file was left half-written.")
             sys.exit(1)
         raise
-
-
-_interrupted = threading.Event()
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    """Ctrl-C: an exception now; and, should it be lost in a destructor, at the next sign of progress."""
-    _interrupted.set()
-    raise KeyboardInterrupt
-
-
-def _say(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-class _Shown(Progress):
-    """A bar on a terminal; elsewhere one plain line for each tenth of the way."""
-
-    def __init__(self, title: str) -> None:
-        self.title, self.tenth, self.bar, self.task = title, -1, None, None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(title, total=1.0)
-
-    def __enter__(self) -> _Shown:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def update(self, done: float, total: float, message: str = "") -> None:
-        """See `Progress.update`."""
-        self.check()
-        share = done / total if total else 1.0
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=share, description=f"{self.title} {message}".strip())
-        elif int(share * 10) > self.tenth:
-            self.tenth = int(share * 10)
-            print(f"{self.title}: {self.tenth * 10} % {message}".rstrip(), file=sys.stderr)
-
-    def check(self) -> None:
-        """See `Progress.check`."""
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
-
-    def note(self, message: str) -> None:
-        """See `Progress.note`."""
-        _say(f"{self.title}: note: {message}")
 
 
 def _open(source: Path, series: str) -> Volume:
@@ -155,7 +95,7 @@ def info(source: Path, as_json: Json = False) -> None:
             row |= {"axes": "", "spacing": list(entry.spacing_mm), "findings": [str(error)]}
         rows.append(row)
     if as_json:
-        _print_json({"source": source.name, "series": rows})
+        print_json({"source": source.name, "series": rows})
         return
     table = RichTable(
         Column("series", overflow="fold"), "modality", "description", "size", "spacing", "orientation", "findings"
@@ -172,12 +112,7 @@ def info(source: Path, as_json: Json = False) -> None:
             row.get("orientation", ""),
             "\n".join(row["findings"]) or "-",
         )
-    _console().print(table)
-
-
-def _console() -> Console:
-    # a pipe or a file gets every column in full
-    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
+    console().print(table)
 
 
 @app.command()
@@ -202,11 +137,11 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
             _check_target(stage, out)
         volume = _open(source, series)
         chosen = model or _default_model(stage, volume)
-        with _Shown(stage.name) as shown:
+        with Shown(stage.name) as shown:
             result = run_stage(stage.name, volume, chosen, params, shown)
         written = save(result, out) if out is not None else None
         if as_json:
-            _print_json(_as_json(result))
+            print_json(_as_json(result))
         else:
             _summary(stage, result, written)
 
@@ -282,12 +217,12 @@ def batch(
 
     def tell(outcome: Outcome, done: int, total: int) -> None:
         line = f"{done}/{total} {outcome.status} {Path(outcome.case.target).name}"
-        _say(f"{line}: {outcome.message}" if outcome.message else line)
+        say(f"{line}: {outcome.message}" if outcome.message else line)
 
     cases = plan_cases(sources, out, suffix or SUFFIXES.get(stage, ".nii.gz"))
     outcomes = run_batch(stage, cases, model=model, scheduler=scheduler, workers=workers, tell=tell)
     if as_json:
-        _print_json([asdict(outcome) for outcome in outcomes])
+        print_json([asdict(outcome) for outcome in outcomes])
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -314,7 +249,7 @@ def _summary(stage: Stage, result: Result, written: Path | None) -> None:
         rows = list(zip(*table.values(), strict=True))
         for row in rows[:20]:
             shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-        _console().print(shown)
+        console().print(shown)
         if len(rows) > 20:
             print(f"… and {len(rows) - 20} more rows")
     print(f"{stage.name} with {record.model} on {record.device} in {record.seconds:.1f} s")
@@ -331,7 +266,7 @@ def models_list(as_json: Json = False) -> None:
 
     found = find_models()
     if as_json:
-        _print_json([m.spec.model_dump(mode="json") | {"source": m.source} for m in found])
+        print_json([m.spec.model_dump(mode="json") | {"source": m.source} for m in found])
         return
     table = RichTable("id", "stage", "for", "summary", "licence", "source")
     for m in found:
@@ -344,7 +279,7 @@ def models_list(as_json: Json = False) -> None:
             m.spec.licence,
             m.source,
         )
-    _console().print(table)
+    console().print(table)
 
 
 @models_app.command("show")
@@ -354,7 +289,7 @@ def models_show(model: str, as_json: Json = False) -> None:
 
     found = load_model(model)
     if as_json:
-        _print_json(found.spec.model_dump(mode="json") | {"source": found.source, "card": found.card})
+        print_json(found.spec.model_dump(mode="json") | {"source": found.source, "card": found.card})
     else:
         print(found.card)
 
@@ -378,9 +313,9 @@ def samples(
         for key in SAMPLES.keys() - missing:
             print(f"{sample_path(key)}  {SAMPLES[key].title}")
     else:
-        _print_json({k: None if k in missing else str(sample_path(k)) for k in SAMPLES})
+        print_json({k: None if k in missing else str(sample_path(k)) for k in SAMPLES})
     for line in failed:
-        _say(f"medai: {line}")
+        say(f"medai: {line}")
     if failed:
         raise typer.Exit(1)
 
@@ -407,7 +342,7 @@ def doctor(as_json: Json = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for section, lines in report.items():
         print(f"{section}:")
