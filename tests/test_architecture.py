@@ -20,7 +20,7 @@ BREACHES = {
     "engine knows no stages": ("engine/run.py", "import napari_medai.stages", "Data flows one way"),
     "stages know no viewer": ("stages/detect.py", "import napari_medai.ui", "Data flows one way"),
     "napari stays in ui": ("stages/segment.py", "import napari", "Only ui knows napari and Qt"),
-    "Qt stays in ui": ("cli.py", "import qtpy", "Only ui knows napari and Qt"),
+    "Qt stays in ui": ("cli/__init__.py", "import qtpy", "Only ui knows napari and Qt"),
     "stages touch no files": (
         "stages/classify.py",
         "import napari_medai.io",

@@ -1,0 +1,5 @@
+"""``python -m napari_medai.cli``."""
+
+from napari_medai.cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""Stages as commands, on one image or many."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table as RichTable
+
+from napari_medai.cli.options import Json, Series, open_scan
+from napari_medai.core.errors import ParamsError, WriteError
+from napari_medai.core.result import Boxes, Mask, Result, Scores
+from napari_medai.core.stage import Stage, fields_of
+from napari_medai.core.volume import Volume
+from napari_medai.stages import STAGES
+from napari_medai.terminal import Shown, console, print_json, say
+
+# What kind of file holds a stage's result; empty: an image or its table
+WRITES = {"denoise": "images", "segment": "", "classify": "tables", "detect": "tables", "explain": "images"}
+
+
+def stage_command(stage: Stage) -> Callable[..., None]:
+    """A command whose options are the stage's parameters."""
+    fields = fields_of(stage.params)
+
+    def command(source: Path, model: str, out: Path | None, series: str, as_json: bool, **values: Any) -> None:
+        from napari_medai.api import run_stage
+        from napari_medai.io import save
+
+        params = stage.params(**values)
+        if out is not None:
+            _check_target(stage, out)
+        volume = open_scan(source, series)
+        chosen = model or _default_model(stage, volume)
+        with Shown(stage.name) as shown:
+            result = run_stage(stage.name, volume, chosen, params, shown)
+        written = save(result, out) if out is not None else None
+        if as_json:
+            print_json(_as_json(result))
+        else:
+            _summary(stage, result, written)
+
+    option = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("source", option, annotation=Path),
+        inspect.Parameter(
+            "model",
+            option,
+            default="",
+            annotation=Annotated[str, typer.Option("--model", "-m", help="Model id (see `medai models list`).")],
+        ),
+        inspect.Parameter(
+            "out",
+            option,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the result.")],
+        ),
+        inspect.Parameter("series", option, default="", annotation=Series),
+        inspect.Parameter("as_json", option, default=False, annotation=Json),
+    ]
+    for field in fields:
+        kind: Any = Literal[field.choices] if field.choices else field.type
+        flag = typer.Option(f"--{field.name.replace('_', '-')}", help=field.help, min=field.low, max=field.high)
+        if kind not in (int, float):
+            flag = typer.Option(f"--{field.name.replace('_', '-')}", help=field.help)
+        parameters.append(
+            inspect.Parameter(field.name, option, default=field.default, annotation=Annotated[kind, flag])
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = stage.summary
+    return command
+
+
+def _check_target(stage: Stage, out: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it."""
+    from napari_medai.io import find_writer
+
+    try:
+        find_writer(out, WRITES[stage.name])
+    except WriteError as error:
+        raise ParamsError(str(error)) from error
+    if not out.absolute().parent.is_dir():
+        raise ParamsError(f"The folder of {out.name} does not exist; make it first.")
+
+
+def _default_model(stage: Stage, volume: Volume) -> str:
+    from napari_medai.api import default_model
+
+    return default_model(stage.name, volume)
+
+
+def batch(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
+    sources: Annotated[list[Path], typer.Argument(help="Files, or folders of one series each.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model id.")] = "",
+    suffix: Annotated[str, typer.Option(help="Format of the results, e.g. .nii.gz, .tif, .csv, .json.")] = "",
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, or 'local'.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes of a local cluster.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run a stage over many cases; what is done already is skipped, a failure stays with its case."""
+    from dataclasses import asdict
+
+    from napari_medai.batch import SUFFIXES, Outcome, plan_cases, run_batch
+
+    def tell(outcome: Outcome, done: int, total: int) -> None:
+        line = f"{done}/{total} {outcome.status} {Path(outcome.case.target).name}"
+        say(f"{line}: {outcome.message}" if outcome.message else line)
+
+    cases = plan_cases(sources, out, suffix or SUFFIXES.get(stage, ".nii.gz"))
+    outcomes = run_batch(stage, cases, model=model, scheduler=scheduler, workers=workers, tell=tell)
+    if as_json:
+        print_json([asdict(outcome) for outcome in outcomes])
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    from napari_medai.io.tables import as_json, grid_record, provenance_record
+
+    if isinstance(result, Mask | Boxes | Scores):
+        return as_json(result)
+    return {
+        "kind": type(result).__name__,
+        "model": result.provenance.model,
+        "grid": grid_record(result.grid),
+        "provenance": provenance_record(result.provenance),
+    }
+
+
+def _summary(stage: Stage, result: Result, written: Path | None) -> None:
+    from napari_medai.io.tables import table_of
+
+    record = result.provenance
+    if isinstance(result, Mask | Boxes | Scores) and (table := table_of(result)):
+        shown = RichTable(*table)
+        rows = list(zip(*table.values(), strict=True))
+        for row in rows[:20]:
+            shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        console().print(shown)
+        if len(rows) > 20:
+            print(f"… and {len(rows) - 20} more rows")
+    print(f"{stage.name} with {record.model} on {record.device} in {record.seconds:.1f} s")
+    for note in record.notes:
+        print(f"note: {note}")
+    if written is not None:
+        print(f"written: {written}")
