@@ -17,6 +17,7 @@ from napari_medai.core.errors import (
     SeriesInfo,
     UnsupportedFormatError,
 )
+from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.frames import frames_of
@@ -126,10 +127,17 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()[:64]
 
 
-def scan(path: PathLike) -> list[Series]:
+def scan(path: PathLike, progress: Progress | None = None) -> list[Series]:
     """All series in a file's folder, a folder and what lies in it, or a DICOMDIR.
 
     A file gives its own series with all the files of it that lie beside it.
+
+    Parameters
+    ----------
+    path : path
+        A file, a folder or a DICOMDIR.
+    progress : Progress, optional
+        Told how many headers are read; may stop the reading.
 
     Raises
     ------
@@ -143,12 +151,12 @@ def scan(path: PathLike) -> list[Series]:
         directory = next((p for p in (here / "DICOMDIR", here / "dicomdir") if p.is_file()), None)
         paths = _files_below(here)
         if not paths and directory is not None:
-            return scan(directory)
-        return _series(here, paths, False)
+            return scan(directory, progress)
+        return _series(here, paths, False, progress)
     header = read_header(here)
     if is_dicomdir(header):
         paths, missing = referenced_files(here)
-        found = _series(here, paths, True)
+        found = _series(here, paths, True, progress)
         if missing:
             for series in found:
                 series.findings.append(f"{missing} files that the DICOMDIR lists are not there.")
@@ -159,7 +167,7 @@ def scan(path: PathLike) -> list[Series]:
     pixel_file(header)  # a broken file says so itself, however many good ones lie beside it
     if not uid:
         return [Series(_made_up(header), [header])]
-    headers, _ = read_headers(_siblings(here))
+    headers, _ = read_headers(_siblings(here), progress)
     mine = [h for h in headers if h.pixel_keyword and h.text("SeriesInstanceUID") == uid and h.path != os.fspath(here)]
     return [Series(uid, [header, *mine])]
 
@@ -181,8 +189,8 @@ def _files_below(folder: Path) -> list[str]:
     return found
 
 
-def _series(where: Path, paths: Sequence[str], listed: bool) -> list[Series]:
-    headers, failed = read_headers(paths)
+def _series(where: Path, paths: Sequence[str], listed: bool, progress: Progress | None = None) -> list[Series]:
+    headers, failed = read_headers(paths, progress)
     images = [h for h in headers if h.pixel_keyword]
     others = [h for h in headers if not h.pixel_keyword and not is_dicomdir(h)]
     if not images:
