@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.io.dicom.decoding import Plane, decode
+from napari_medai.io.dicom.lazy import lazy
 
 # Values beyond these cannot be told apart in float32, so whole numbers stay integers as far as they can.
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
@@ -75,10 +75,8 @@ class Planes:
         return found.reshape(ts.shape + zs.shape + inner)
 
     def lazy(self) -> da.Array:
-        """A dask array with one chunk for each plane."""
-        chunks = (1, 1, *self.shape[2:])
-        name = f"dicom-{uuid.uuid4().hex}"
-        return da.from_array(self, chunks=chunks, name=name, meta=np.empty((0,) * self.ndim, self.dtype))
+        """A dask array with one chunk for each plane; see `napari_medai.io.dicom.lazy`."""
+        return lazy(self)
 
 
 def common_dtype(planes: Sequence[Plane], hounsfield: bool = False) -> np.dtype[Any]:
