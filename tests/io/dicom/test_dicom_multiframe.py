@@ -192,10 +192,46 @@ def test_a_mosaic_becomes_a_stack(write: Write) -> None:
     assert volume.spacing == pytest.approx((5, 2, 2))
 
 
-def test_a_mosaic_whose_first_tile_is_the_last_slice_runs_down(write: Write) -> None:
-    volume = dicom.open_volume(mosaic(write, 0, 10))
+def test_a_mosaic_whose_first_tile_is_the_last_slice_of_the_protocol(write: Write) -> None:
+    path = mosaic(write, 0, 10)
+    # as dcm2niix has it: from the first tile along the normal
+    volume = dicom.open_volume(path)
+    assert volume.numpy()[:, 0, 0].tolist() == [1, 2, 3]
+    assert volume.affine[:3, 3] == pytest.approx([10, -2, -3])
+    # z = 10 to 20, where the protocol has 0 to 10
+    assert "up to 10 mm from where the scan protocol has them" in " ".join(volume.meta["findings"])
+    # by choice as the protocol has it: from z = 10 down to 0
+    volume = dicom.open_volume(path, repair=("mosaic",))
     assert volume.numpy()[:, 0, 0].tolist() == [3, 2, 1]
     assert volume.affine[:3, 3] == pytest.approx([0, -2, -3])
+    assert "lie where the scan protocol has them" in " ".join(volume.meta["findings"])
+    # where the two agree there is nothing to say or to repair
+    assert dicom.open_volume(mosaic(write, 20, 10, "agrees")).meta["findings"] == ()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stated", "step"),
+    # what dcm2niix 1.0.20260724 makes of the same headers
+    [
+        ([1, 0, 0, 0, 1, 0], None, [0, 0, 5]),
+        ([1, 0, 0, 0, 1, 0], ["0", "0", "-1.0"], [0, 0, -5]),
+        ([1, 0, 0, 0, -1, 0], None, [0, 0, 5]),
+        ([1, 0, 0, 0, -1, 0], ["0", "0", "-1.0"], [0, 0, -5]),
+        ([0, 1, 0, 0, 0, -1], None, [-5, 0, 0]),
+        ([0, 1, 0, 0, 0, -1], ["1.0", "0", "0"], [5, 0, 0]),
+    ],
+)
+def test_tiles_run_along_the_stated_normal(
+    orientation: list[float], stated: list[str] | None, step: list[float], write: Write
+) -> None:
+    path = mosaic(write, 10, 20, ImageOrientationPatient=orientation)
+    ds = pydicom.dcmread(path)
+    words = {"NumberOfImagesInMosaic": ["3"], "ProtocolSliceNumber": ["2"]}
+    ds.add_new(0x00291010, "OB", csa(**words, **({"SliceNormalVector": stated} if stated else {})))
+    ds.save_as(path)
+    found = mosaic_of(read_header(path))
+    assert found is not None
+    assert found.positions[1] - found.positions[0] == pytest.approx(step)
 
 
 def test_mosaics_of_a_series_are_time_points(write: Write, tmp_path: Path) -> None:

@@ -100,15 +100,22 @@ class Frame:
     segments: tuple[tuple[int, int], ...] = ()
 
 
-def frames_of(header: Header) -> list[Frame]:
+def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
     """All planes of a file.
+
+    Parameters
+    ----------
+    header : Header
+        Of the file.
+    protocol : bool
+        Whether a mosaic's tiles lie where the scan protocol has its slices, see `mosaic_of`.
 
     Raises
     ------
     GeometryError
         A position, direction or spacing is not a finite number.
     """
-    mosaic = mosaic_of(header)
+    mosaic = mosaic_of(header, protocol)
     if mosaic is not None:
         whole = _frame(header, 0, None, None)
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from napari_medai.io.dicom.headers import Header, numbers, text, value
 
+Vector = NDArray[np.float64]
+
+# The protocol contradicts the image header where slices lie further off than this part of their distance.
+_OFF_SLICES = 0.5
 _CSA_IMAGE, _CSA_SERIES, _MATRIX, _TILES = 0x00291010, 0x00291020, 0x0051100B, 0x0019100A
 
 
@@ -26,20 +31,31 @@ class Mosaic:
         First row and column of each tile.
     positions : tuple of (3,) arrays
         Centre of each tile's first pixel, (x, y, z) in mm, LPS.
+    off_mm : float
+        How far the first or last slice lies from where the scan protocol has it; 0 if that is not known.
     """
 
     rows: int
     columns: int
     tiles: tuple[tuple[int, int], ...]
-    positions: tuple[NDArray[np.float64], ...]
+    positions: tuple[Vector, ...]
+    off_mm: float = 0.0
 
 
-def mosaic_of(header: Header) -> Mosaic | None:
+def mosaic_of(header: Header, protocol: bool = False) -> Mosaic | None:
     """The layout of a mosaic, or None if the file is not one or does not say enough.
 
     The header's position is that of the large image, centred on the slice: it is moved back to the
-    first pixel of the first tile. Number of slices and direction come from the private CSA headers
-    (the image header, or the protocol text in the series header).
+    first pixel of the first tile. From there the tiles run along the slice normal of the CSA image
+    header, as dcm2niix has them run, so that what others made on its images fits.
+
+    Parameters
+    ----------
+    header : Header
+        Of the file.
+    protocol : bool
+        Whether the tiles run towards the other end of the slices that the scan protocol in the CSA
+        series header states, where it states them.
     """
     if "MOSAIC" not in header.texts("ImageType"):
         return None
@@ -66,9 +82,45 @@ def mosaic_of(header: Header) -> Mosaic | None:
         + along_column * spacing[0] * (rows - height) / 2
     )
     centre = first + (along_row * spacing[1] * width + along_column * spacing[0] * height) / 2
-    normal = _towards_next(np.cross(along_row, along_column), centre, count, image, series)
+    normal = _normal(np.cross(along_row, along_column), image)
+    last = centre + normal * abs(step) * (count - 1)
+    ends = _protocol_ends(series, count)
+    if protocol and ends is not None and _apart(ends, (centre, last)) > abs(step) * _OFF_SLICES:
+        # one of the protocol's ends is the first tile, whose place the header gives
+        near = min((0, 1), key=lambda n: float(np.linalg.norm(centre - ends[n])))
+        normal = normal if float(normal @ (ends[1 - near] - ends[near])) >= 0 else -normal
+        last = centre + normal * abs(step) * (count - 1)
+    off = 0.0 if ends is None else _apart(ends, (centre, last))
     tiles = tuple((n // across * height, n % across * width) for n in range(count))
-    return Mosaic(height, width, tiles, tuple(first + normal * abs(step) * n for n in range(count)))
+    positions = tuple(first + normal * abs(step) * n for n in range(count))
+    return Mosaic(height, width, tiles, positions, off if off > abs(step) * _OFF_SLICES else 0.0)
+
+
+def mosaic_findings(headers: Iterable[Header], protocol: bool = False) -> list[str]:
+    """How far the mosaics of a series lie from where the scan protocol has their slices.
+
+    Parameters
+    ----------
+    headers : iterable of Header
+        Of the series; the first mosaic speaks for all.
+    protocol : bool
+        As in `mosaic_of`.
+    """
+    for header in headers:
+        found = mosaic_of(header)
+        if found is not None and found.off_mm:
+            if protocol:
+                return [
+                    f"The slices lie where the scan protocol has them, {found.off_mm:.0f} mm from the image header's."
+                ]
+            return [
+                f"The slices lie up to {found.off_mm:.0f} mm from where the scan protocol has them (they run along the "
+                "normal in the image header, as dcm2niix has them run); open with the repair 'mosaic' to follow the "
+                "protocol."
+            ]
+        if found is not None:
+            break
+    return []
 
 
 def _bytes(header: Header, tag: int) -> bytes:
@@ -85,9 +137,9 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
     from_image = _csa_numbers(image, b"NumberOfImagesInMosaic")
     if from_image:
         return int(from_image[0])
-    protocol = re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", series)
-    if protocol:
-        return int(protocol[1])
+    stated_size = re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", series)
+    if stated_size:
+        return int(stated_size[1])
     # The matrix of one tile ("80*80", "80p*80") tells how many fit, blank ones at the end included.
     matrix = re.match(r"(\d{1,4})\D*\*(\d{1,4})", text(header.fields, _MATRIX))
     if matrix and int(matrix[1]) and int(matrix[2]):
@@ -95,29 +147,30 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
     return 0
 
 
-def _towards_next(
-    normal: NDArray[np.float64], centre: NDArray[np.float64], count: int, image: bytes, series: bytes
-) -> NDArray[np.float64]:
-    """The normal, turned towards the second tile.
-
-    The tiles may run against the cross product of row and column, and against the numbers of the
-    slices in the protocol (images numbered from the top). The protocol knows where its first and
-    last slice lie, and one of them is the first tile.
-    """
-    ends = [_slice_position(series, n) for n in (0, count - 1)]
-    if count > 1 and ends[0] is not None and ends[1] is not None:
-        way = ends[1] - ends[0]
-        if np.linalg.norm(centre - ends[1]) < np.linalg.norm(centre - ends[0]):
-            way = -way
-        return normal if float(normal @ way) >= 0 else -normal
+def _normal(normal: Vector, image: bytes) -> Vector:
+    # dcm2niix takes the direction towards the head where the header has no SliceNormalVector; it looks
+    # neither at ProtocolSliceNumber nor at sSliceArray.ucImageNumb to place a slice.
     stated = _csa_numbers(image, b"SliceNormalVector")
-    if len(stated) == 3 and float(normal @ np.array(stated)) < 0:
-        normal = -normal
-    number = _csa_numbers(image, b"ProtocolSliceNumber")
-    return -normal if number and number[0] > 0 else normal
+    towards = np.array(stated if len(stated) == 3 else (0.0, 0.0, 1.0))
+    return -normal if float(normal @ towards) < 0 else normal
 
 
-def _slice_position(protocol: bytes, index: int) -> NDArray[np.float64] | None:
+def _protocol_ends(series: bytes, count: int) -> tuple[Vector, Vector] | None:
+    """Centres of the first and last slice of the protocol, if it is the one of these slices."""
+    size = re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", series)
+    if count < 2 or size is None or int(size[1]) != count:
+        return None
+    first, last = _slice_position(series, 0), _slice_position(series, count - 1)
+    return None if first is None or last is None else (first, last)
+
+
+def _apart(some: tuple[Vector, Vector], others: tuple[Vector, Vector]) -> float:
+    # ends against ends, whichever is called the first
+    pairs = (others, others[::-1])
+    return min(max(float(np.linalg.norm(a - b)) for a, b in zip(some, pair, strict=True)) for pair in pairs)
+
+
+def _slice_position(protocol: bytes, index: int) -> Vector | None:
     # sSliceArray.asSlice[0].sPosition.dSag = -1.5; a coordinate of zero is left out
     prefix = rb"sSliceArray\.asSlice\[%d\]\.sPosition\.d" % index
     found = [re.search(prefix + axis + rb"\s*=\s*([-+.\deE]{1,40})", protocol) for axis in (b"Sag", b"Cor", b"Tra")]

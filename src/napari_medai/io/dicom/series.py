@@ -22,7 +22,9 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.frames import frames_of
 from napari_medai.io.dicom.headers import Header, read_header, read_headers
+from napari_medai.io.dicom.mosaic import mosaic_findings
 from napari_medai.io.dicom.pixels import PixelFile, no_pixels, pixel_file, what_it_is
+from napari_medai.io.dicom.repair import checked
 from napari_medai.io.dicom.stacks import Stack, stacks_of
 from napari_medai.io.dicom.volumes import volume_of
 
@@ -47,8 +49,13 @@ class Series:
     headers: list[Header]
     findings: list[str] = field(default_factory=list)
 
-    def images(self) -> list[Image]:
+    def images(self, repair: Sequence[str] = ()) -> list[Image]:
         """The images of the series.
+
+        Parameters
+        ----------
+        repair : sequence of str
+            What is to be repaired, see `REPAIRS`.
 
         Raises
         ------
@@ -65,7 +72,7 @@ class Series:
                 continue
             try:
                 file = pixel_file(header)
-                found = frames_of(header)
+                found = frames_of(header, "mosaic" in repair)
             except MedaiError as error:
                 failed.append(error)
                 continue
@@ -81,6 +88,7 @@ class Series:
             findings.append(f"{len(failed)} files cannot be opened and were left out; the first: {failed[0]}")
         if any(header.repaired for header in self.headers):
             findings.append("Some header elements do not follow the standard.")
+        findings += mosaic_findings(self.headers, "mosaic" in repair)
         stacks = stacks_of(frames)
         several = len(stacks) > 1
         return [
@@ -244,7 +252,7 @@ def list_series(path: PathLike) -> list[SeriesInfo]:
     return [image.info() for image in _images(scan(path))]
 
 
-def open_volume(path: PathLike, series_uid: str = "") -> Volume:
+def open_volume(path: PathLike, series_uid: str = "", *, repair: Sequence[str] = (), values: str = "") -> Volume:
     """Open a series; its pixels are decoded a plane at a time when they are used.
 
     Parameters
@@ -253,6 +261,10 @@ def open_volume(path: PathLike, series_uid: str = "") -> Volume:
         A file (its whole series opens), a folder or a DICOMDIR.
     series_uid : str
         Which series, as `list_series` gives it. Default: the only one.
+    repair : sequence of str
+        What is to be repaired, names of `REPAIRS`. Default: nothing; what is unusual is a finding.
+    values : str
+        Which values the pixels have. Default: what the series' own header says first.
 
     Returns
     -------
@@ -263,20 +275,23 @@ def open_volume(path: PathLike, series_uid: str = "") -> Volume:
     ------
     SeriesChoiceError
         There are several and none was named.
+    ParamsError
+        A repair is not known.
     ReadError
         It cannot be opened; other subclasses of MedaiError say why.
     """
+    repair = checked(repair)
     series = scan(path)
     where = Path(path).name or os.fspath(path)
     if series_uid:
         base = series_uid.partition("#")[0]
         chosen = [s for s in series if s.uid == base]
-        images = _images(chosen) if chosen else []
+        images = _images(chosen, repair) if chosen else []
         images = [i for i in images if i.uid == series_uid or (i.uid.partition("#")[0] == series_uid)]
         if not images:
             raise ReadError(f"No series {series_uid} in {where}; use list_series to see what is there.")
     else:
-        images = _images(series)
+        images = _images(series, repair)
         if len(images) > 1 and os.path.isfile(path):
             images = [i for i in images if _holds(i, path)] or images
     if len(images) > 1:
@@ -288,12 +303,12 @@ def _holds(image: Image, path: PathLike) -> bool:
     return any(frame.header.path == os.path.abspath(path) for frame in image.stack.frames)
 
 
-def _images(series: Iterable[Series]) -> list[Image]:
+def _images(series: Iterable[Series], repair: Sequence[str] = ()) -> list[Image]:
     found: list[Image] = []
     failed: list[MedaiError] = []
     for one in series:
         try:
-            found += one.images()
+            found += one.images(repair)
         except MedaiError as error:
             failed.append(error)
     if not found:
