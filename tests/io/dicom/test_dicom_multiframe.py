@@ -126,10 +126,10 @@ def test_a_film_has_time(write: Write) -> None:
 
 
 def test_a_binary_segmentation_becomes_labels(write: Write) -> None:
-    # two segments; the second has no frame on the middle slice, and both cover one voxel of the first
+    # two segments; the second has no frame on the middle slice
     masks = np.zeros((5, 4, 6), np.uint8)
     masks[:3, 0, :2] = 1
-    masks[3:, 0, 1:3] = 1
+    masks[3:, 0, 2:4] = 1
     places = [(1, 0), (1, 2), (1, 4), (2, 0), (2, 4)]
     groups = [
         item(
@@ -154,7 +154,7 @@ def test_a_binary_segmentation_becomes_labels(write: Write) -> None:
     assert volume.dtype == np.uint8
     assert volume.meta["is_labels"]
     assert volume.meta["label_names"] == {1: "Liver", 2: "Tumour"}
-    assert volume.numpy()[:, 0, :4].tolist() == [[1, 2, 2, 0], [1, 1, 0, 0], [1, 2, 2, 0]]
+    assert volume.numpy()[:, 0, :4].tolist() == [[1, 1, 2, 2], [1, 1, 0, 0], [1, 1, 2, 2]]
 
 
 PROTOCOL = """### ASCCONV BEGIN ###

@@ -41,8 +41,9 @@ class Plane:
         Whether small stored values are bright (MONOCHROME1).
     table : tuple (int, array) or None
         Modality lookup table instead of a rescale: its first stored value and its entries.
-    segments : tuple of (int, int)
+    segments : tuple of (int, int) or None
         Frame number and label of each mask that the plane is put together from; a later one covers the others.
+        Without any the plane is empty.
     """
 
     file: PixelFile
@@ -52,7 +53,7 @@ class Plane:
     intercept: float
     inverted: bool
     table: tuple[int, NDArray[Any]] | None = None
-    segments: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[int, int], ...] | None = None
 
     @property
     def whole(self) -> bool:
@@ -91,12 +92,12 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
     ReadError
         The pixels are damaged or the file has gone.
     """
-    if plane.segments:
+    if plane.segments is not None:
         labels = np.zeros((plane.file.rows, plane.file.columns), dtype)
         for frame, number in plane.segments:
-            labels[_stored(plane.file, frame) != 0] = number
+            labels[stored_frame(plane.file, frame) != 0] = number
         return labels
-    stored = _stored(plane.file, plane.frame)
+    stored = stored_frame(plane.file, plane.frame)
     if plane.tile is not None:
         row, column, rows, columns = plane.tile
         stored = stored[row : row + rows, column : column + columns]
@@ -129,7 +130,14 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.asarray(np.clip(wide, ends.min, ends.max), dtype=dtype)
 
 
-def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
+def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
+    """The stored values of a frame, before any rescale: (rows, columns) or, in colour, (rows, columns, samples).
+
+    Raises
+    ------
+    ReadError
+        The pixels are damaged or the file has gone.
+    """
     name = Path(file.path).name
     try:
         if _is_plain(file):
@@ -140,6 +148,8 @@ def _stored(file: PixelFile, frame: int) -> NDArray[Any]:
                 raise ReadError(f"Frame {frame} of {name} is cut off.")
             shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
             pixels = pixels.reshape(shape)
+        elif file.syntax in NATIVE_LITTLE and file.offset >= 0 and file.allocated == 1 and file.samples == 1:
+            pixels = _bits(file, frame, name)
         else:
             with quietly():
                 pixels = _decompressed(file, frame)
@@ -166,6 +176,17 @@ def _is_plain(file: PixelFile) -> bool:
             or (file.photometric == "RGB" and file.options["planar_configuration"] == 0)
         )
     )
+
+
+def _bits(file: PixelFile, frame: int, name: str) -> NDArray[np.uint8]:
+    # PS3.5 8.1.1: the first pixel is the lowest bit, and frames follow each other without filling up bytes.
+    count = file.rows * file.columns
+    first = frame * count
+    start, skip = first // 8, first % 8
+    packed = np.fromfile(file.path, np.uint8, (skip + count + 7) // 8, offset=file.offset + start)
+    if len(packed) * 8 < skip + count:
+        raise ReadError(f"Frame {frame} of {name} is cut off.")
+    return np.unpackbits(packed, count=skip + count, bitorder="little")[skip:].reshape(file.rows, file.columns)
 
 
 def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
@@ -225,6 +246,22 @@ def _through_palette(file: PixelFile, pixels: NDArray[Any]) -> NDArray[np.uint8]
     if coloured.dtype.itemsize == 2:
         coloured = coloured >> 8
     return np.asarray(coloured[..., :3], dtype=np.uint8)
+
+
+def palette_colors(path: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Red, green and blue (0 to 1) that the palette of a file gives to values; (n, 3).
+
+    Raises
+    ------
+    ReadError
+        The file has no palette, or it is damaged.
+    """
+    try:
+        with quietly():
+            coloured = apply_color_lut(values, _palette(path))
+    except (OSError, *BROKEN_FILE) as error:
+        raise ReadError(f"The palette of {Path(path).name} cannot be read ({type(error).__name__}).") from error
+    return np.asarray(coloured[..., :3] / float(np.iinfo(coloured.dtype).max))
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,8 @@ from napari_medai.io.dicom.quiet import quietly
 
 CHUNK = 16384
 UNDEFINED = 0xFFFFFFFF
+# In place of a value representation: that the element is there is all that is wanted.
+NOTED = "noted"
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 16
 
@@ -90,7 +92,7 @@ def read_elements(file: BinaryIO, head: bytes, size: int, wanted: Mapping[int, s
     size : int
         Length of the file.
     wanted : mapping of int to str
-        Value representation by tag; ``"SQ"`` for sequences.
+        Value representation by tag; ``"SQ"`` for sequences, `NOTED` for what is passed over (empty text).
 
     Returns
     -------
@@ -173,10 +175,10 @@ def _walk(
         if tag <= last:
             raise _Irregular
         last = tag
+        kind = wanted.get(tag)
         if tag in (0x7FE00008, 0x7FE00009, 0x7FE00010):
             return found, (tag, at + header, -1 if length == UNDEFINED else length, vr)
-        if tag in wanted:
-            kind = wanted[tag]
+        if kind is not None and kind != NOTED:
             if kind == "SQ" or length > 1 << 24:
                 raise _Irregular
             value = window.take(at + header, length)
@@ -185,7 +187,10 @@ def _walk(
             # some archives write what they do not know as UN, or no representation at all
             found[tag] = (kind if vr in ("", "UN") else vr, value)
             at += header + length
-        elif length == UNDEFINED:
+            continue
+        if kind == NOTED:
+            found[tag] = ("CS", b"")
+        if length == UNDEFINED:
             at = _past_sequence(window, at + header, implicit or vr == "UN", 0)
         else:
             at += header + length

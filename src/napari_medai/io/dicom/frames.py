@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import GeometryError
-from napari_medai.io.dicom.headers import Header, frame_count, items, number, numbers, text
+from napari_medai.io.dicom.headers import Header, frame_count, number, numbers
+from napari_medai.io.dicom.marks import kind_of, macro, marks_of
 from napari_medai.io.dicom.mosaic import mosaic_of
+from napari_medai.io.dicom.segments import segmentation_frames
 
 # Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
 DIRECTION_TOLERANCE = 0.02
@@ -80,8 +82,9 @@ class Frame:
         What may tell images of one place apart: ``"b"``, ``"echo"``, ``"time"`` …
     tile : tuple of 2 ints or None
         First row and column of the plane within the frame, for mosaics.
-    segments : tuple of (int, int)
-        Frame number and segment number of each mask that the plane is put together from, for segmentations.
+    segments : tuple of (int, int) or None
+        Frame number and segment number of each mask that the plane is put together from, for segmentations; none
+        on a slice without any.
     """
 
     header: Header
@@ -97,7 +100,7 @@ class Frame:
     kind: str = ""
     marks: Mapping[str, float] = field(default_factory=dict)
     tile: tuple[int, int] | None = None
-    segments: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[int, int], ...] | None = None
 
 
 def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
@@ -134,41 +137,18 @@ def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
     frames = [_frame(header, n, groups[n] if n < len(groups) else None, shared) for n in range(count)]
     if count > 1 and not groups:
         frames = _offset_frames(header, frames)
-    if header.text("SegmentationType").upper() == "BINARY":
-        frames = _label_frames(frames)
+    if header.text("Modality") == "SEG":
+        frames = segmentation_frames(header, frames)
     return frames
-
-
-def _label_frames(frames: list[Frame]) -> list[Frame]:
-    # A binary segmentation has a frame for each segment on each slice (PS3.3 A.51); a label map has one.
-    by_place: dict[tuple[float, ...], list[Frame]] = {}
-    for frame in frames:
-        if frame.place is None or "segment" not in frame.marks:
-            return frames
-        key = tuple(np.round(np.concatenate([frame.place.position, frame.place.orientation.ravel()]), 3).tolist())
-        by_place.setdefault(key, []).append(frame)
-    return [
-        replace(group[0], segments=tuple((f.index, int(f.marks["segment"])) for f in group), marks={})
-        for group in by_place.values()
-    ]
-
-
-def _macro(group: Any, shared: Any, keyword: str) -> Any:
-    for source in (group, shared):
-        if source is not None:
-            found = items(source, keyword)
-            if len(found):
-                return found[0]
-    return None
 
 
 def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
     fields = header.fields
-    measures = _macro(group, shared, "PixelMeasuresSequence") or fields
-    position = numbers(_macro(group, shared, "PlanePositionSequence") or fields, "ImagePositionPatient")
-    orientation = numbers(_macro(group, shared, "PlaneOrientationSequence") or fields, "ImageOrientationPatient")
-    values = _macro(group, shared, "PixelValueTransformationSequence") or fields
-    window = _macro(group, shared, "FrameVOILUTSequence") or fields
+    measures = macro(group, shared, "PixelMeasuresSequence") or fields
+    position = numbers(macro(group, shared, "PlanePositionSequence") or fields, "ImagePositionPatient")
+    orientation = numbers(macro(group, shared, "PlaneOrientationSequence") or fields, "ImageOrientationPatient")
+    values = macro(group, shared, "PixelValueTransformationSequence") or fields
+    window = macro(group, shared, "FrameVOILUTSequence") or fields
     spacing = _spacing(header, numbers(measures, "PixelSpacing"))
     slope = number(values, "RescaleSlope")
     if slope is None and header.text("Modality") == "RTDOSE":
@@ -187,8 +167,8 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
         slope,
         intercept,
         _window(window),
-        _kind(header, group, shared),
-        _marks(header, index, group, shared),
+        kind_of(header, group, shared),
+        marks_of(header, index, group, shared),
     )
 
 
@@ -248,74 +228,6 @@ def _window(fields: Any) -> tuple[float, float] | None:
         return None
     # PS3.3 C.11.2.1.2.1
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-
-
-def _kind(header: Header, group: Any, shared: Any) -> str:
-    for keyword in ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"):
-        macro = _macro(group, shared, keyword)
-        if macro is not None:
-            return "\\".join((*text(macro, "FrameType").split("\\")[2:], text(macro, "ComplexImageComponent")))
-    return "\\".join((*header.texts("ImageType")[2:], header.text("ComplexImageComponent").upper()))
-
-
-def _marks(header: Header, index: int, group: Any, shared: Any) -> dict[str, float]:
-    fields = header.fields
-    found: dict[str, float | None] = {
-        "segment": number(_macro(group, shared, "SegmentIdentificationSequence"), "ReferencedSegmentNumber"),
-        "t": header.number("TemporalPositionIndex") or header.number("TemporalPositionIdentifier"),
-        "b": _b_value(header),
-        "echo": header.number("EchoTime"),
-        "inversion": header.number("InversionTime"),
-        "trigger": header.number("TriggerTime"),
-        "flip": header.number("FlipAngle"),
-        "acquisition": header.number("AcquisitionNumber"),
-        "time": _seconds(fields),
-        "instance": header.number("InstanceNumber"),
-        "frame": float(index),
-    }
-    if group is not None:
-        content = _macro(group, shared, "FrameContentSequence")
-        echo = _macro(group, shared, "MREchoSequence")
-        diffusion = _macro(group, shared, "MRDiffusionSequence")
-        trigger = _macro(group, shared, "CardiacSynchronizationSequence")
-        if content is not None:
-            found["t"] = number(content, "TemporalPositionIndex")
-            found["acquisition"] = number(content, "FrameAcquisitionNumber")
-            for n, v in enumerate(numbers(content, "DimensionIndexValues")):
-                found[f"dimension {n}"] = v
-        if echo is not None:
-            found["echo"] = number(echo, "EffectiveEchoTime")
-        if diffusion is not None:
-            found["b"] = number(diffusion, "DiffusionBValue")
-        if trigger is not None:
-            found["trigger"] = number(trigger, "NominalCardiacTriggerDelayTime")
-    return {name: v for name, v in found.items() if v is not None and math.isfinite(v)}
-
-
-def _b_value(header: Header) -> float | None:
-    standard = header.number("DiffusionBValue")
-    if standard is not None:
-        return standard
-    maker = header.text("Manufacturer").upper()
-    if maker.startswith("GE"):
-        found = text(header.fields, 0x00431039).split("\\")[0]
-        # GE adds 10^9 to the b value of multi-shell protocols
-        return float(int(found) % 100_000) if found.lstrip("-").isdigit() else None
-    if maker.startswith("SIEMENS"):
-        found = text(header.fields, 0x0019100C)
-        return float(found) if found.isdigit() else None
-    return None
-
-
-def _seconds(fields: Any) -> float | None:
-    for keyword in ("AcquisitionTime", "ContentTime"):
-        clock = text(fields, keyword).replace(":", "")
-        if len(clock) >= 6 and clock[:6].isdigit():
-            try:
-                return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + float(clock[4:])
-            except ValueError:
-                continue
-    return None
 
 
 def _offset_frames(header: Header, frames: list[Frame]) -> list[Frame]:

@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from napari_medai.core.errors import ReadError
 from napari_medai.core.stage import Progress
-from napari_medai.io.dicom.elements import CHUNK, read_elements
+from napari_medai.io.dicom.elements import CHUNK, NOTED, read_elements
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 PREAMBLE = 128
@@ -39,6 +39,8 @@ _KEYWORDS = (
     # when, among others of its series
     "AcquisitionTime", "ContentTime", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier",
     "TemporalPositionIndex", "EchoTime", "InversionTime", "TriggerTime", "FlipAngle", "FrameTime", "DiffusionBValue",
+    "AcquisitionDateTime", "RepetitionTime", "TemporalResolution", "FrameReferenceTime", "KVP", "ConvolutionKernel",
+    "DiffusionGradientOrientation",
     # where
     "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "PixelSpacing", "ImagerPixelSpacing",
     "NominalScannedPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector",
@@ -49,14 +51,40 @@ _KEYWORDS = (
     "ExtendedOffsetTableLengths", "LossyImageCompression",
     # values
     "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "DoseGridScaling",
-    "SegmentationType", "SegmentSequence",
+    "RescaleType", "PixelPaddingRangeLimit", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "Units",
+    "DoseUnits", "DoseType", "DoseSummationType",
+    # segmentations
+    "SegmentationType", "SegmentSequence", "SegmentsOverlap", "SegmentationFractionalType", "MaximumFractionalValue",
+    # films, tomograms, slides and parts of a larger object
+    "FrameTimeVector", "FrameIncrementPointer", "CineRate", "RecommendedDisplayFrameRate", "EnergyWindowVector",
+    "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector", "SliceVector",
+    "AngularViewVector", "ConcatenationUID", "InConcatenationNumber", "ConcatenationFrameOffsetNumber",
+    "EstimatedRadiographicMagnificationFactor", "DimensionOrganizationType", "DimensionIndexSequence",
+    "TotalPixelMatrixRows", "TotalPixelMatrixColumns", "NumberOfOpticalPaths", "TotalPixelMatrixFocalPlanes",
+    "ImagedVolumeWidth", "ImagedVolumeHeight", "ImageOrientationSlide", "TotalPixelMatrixOriginSequence",
+    "OpticalPathSequence",
 )  # fmt: skip
 
 # Siemens: number of images in a mosaic, b value, CSA image and series headers, acquisition matrix. GE: b value.
 _PRIVATE = {0x0019100A: "US", 0x0019100C: "IS", 0x00291010: "OB", 0x00291020: "OB", 0x0051100B: "CS", 0x00431039: "IS"}
+# Diffusion: Siemens' gradient, Philips' b value and gradient. GE: kind of image (magnitude, phase, real, imaginary).
+_PRIVATE |= {
+    0x0019100E: "FD", 0x20011003: "FL", 0x200510B0: "FL", 0x200510B1: "FL", 0x200510B2: "FL", 0x0043102F: "SS",
+}  # fmt: skip
+# Philips: scale intercept and slope of MR; factors that turn counts of PET into SUV and Bq/ml; and their creators.
+_PRIVATE |= {
+    0x20050010: "LO", 0x2005100D: "FL", 0x2005100E: "FL", 0x70530010: "LO", 0x70531000: "DS", 0x70531009: "DS",
+}  # fmt: skip
+# Of these it is only noted that they are there: classic slices have them too, and parsing each would cost time.
+_NOTED = ("RealWorldValueMappingSequence", "SequenceOfUltrasoundRegions")
+# PS3.3 C.9.2: rows of up to 16 overlays, in the even groups from 6000 to 601E
+OVERLAY_ROWS = tuple(0x60000010 + 0x20000 * n for n in range(16))
 
-_TAGS = {word: int(tag_for_keyword(word) or 0) for word in _KEYWORDS}
-WANTED = {tag: dictionary_VR(tag).split(" ")[0] for tag in _TAGS.values()} | _PRIVATE
+_TAGS = {word: int(tag_for_keyword(word) or 0) for word in (*_KEYWORDS, *_NOTED)}
+WANTED = (
+    {tag: dictionary_VR(tag).split(" ")[0] for tag in _TAGS.values()} | _PRIVATE | dict.fromkeys(OVERLAY_ROWS, "US")
+)
+WANTED |= {_TAGS[word]: NOTED for word in _NOTED}
 # At most as many frames as a header may claim; above it a count is taken for damage.
 MOST_FRAMES = 1_000_000
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
@@ -126,6 +154,10 @@ class Header:
     def items(self, keyword: str) -> Sequence[Any]:
         """The items of a sequence."""
         return items(self.fields, keyword)
+
+    def has(self, key: str | int) -> bool:
+        """Whether there is an element, whatever it holds."""
+        return (_TAGS[key] if isinstance(key, str) else key) in self.fields
 
     def texts(self, keyword: str) -> tuple[str, ...]:
         """All values of a text element in upper case."""

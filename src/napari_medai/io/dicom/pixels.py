@@ -109,6 +109,8 @@ def pixel_file(header: Header) -> PixelFile:
     if not stored - 1 <= high < allocated:
         high = stored - 1
     photometric = header.text("PhotometricInterpretation").upper()
+    if "PALETTE" in photometric and header.text("Modality") == "SEG":
+        photometric = "MONOCHROME2"  # a label map's palette only colours its labels
     options: dict[str, Any] = {
         "pixel_keyword": header.pixel_keyword,
         "transfer_syntax_uid": syntax_uid(header.syntax),

@@ -93,10 +93,11 @@ def common_dtype(planes: Sequence[Plane], hounsfield: bool = False) -> np.dtype[
         Whether whole values are Hounsfield units: int16 holds all that occur (the extended scale ends at
         30710), and padding beyond it is held at the ends of the range.
     """
-    first = planes[0]
-    if first.segments:
-        largest = max(number for plane in planes for _, number in plane.segments)
-        return np.dtype(np.uint8 if largest < 256 else np.uint16)
+    masks = [number for plane in planes for _, number in plane.segments or ()]
+    filled = [plane for plane in planes if plane.segments is None]
+    if masks or not filled:
+        return np.dtype(np.uint8 if max(masks, default=0) < 256 else np.uint16)
+    planes, first = filled, filled[0]
     if first.file.colour:
         return np.dtype(np.uint8) if "PALETTE" in first.file.photometric else first.file.dtype.newbyteorder("=")
     if any(p.file.dtype.kind == "f" for p in planes):

@@ -10,9 +10,9 @@ import numpy as np
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.decoding import Plane, modality_table
 from napari_medai.io.dicom.frames import Frame
-from napari_medai.io.dicom.headers import items, number, text
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
+from napari_medai.io.dicom.segments import segment_meta
 from napari_medai.io.dicom.stacks import Stack
 
 # Hounsfield units of air, what is around a patient.
@@ -76,11 +76,9 @@ def volume_of(
     if header.number("SeriesNumber") is not None:
         meta["series_number"] = header.integer("SeriesNumber")
     if header.text("Modality") == "SEG":
-        meta["is_labels"] = header.text("SegmentationType").upper() != "FRACTIONAL"
-        meta["label_names"] = {
-            int(number(item, "SegmentNumber") or 0): text(item, "SegmentLabel")
-            for item in items(header.fields, "SegmentSequence")
-        }
+        found, unusual = segment_meta(header)
+        meta |= found
+        meta["findings"] += tuple(unusual)
     return Volume(array, axes, stack.affine, stack.units, header.text("Modality"), _name(lead), meta, source)
 
 

@@ -1,0 +1,66 @@
+"""Elements that are read only when they are asked for, out of one file of a series.
+
+Sequences that every slice repeats would slow the reading of headers; most images never need them. As in
+`headers`, what is not listed here is not read: nothing that identifies a patient. (Weight, and the times
+between an injection and a scan, are wanted for uptake values and leave as numbers only.)
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+
+from napari_medai.core.errors import ReadError
+from napari_medai.io.dicom.headers import Header
+from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+
+_KEYWORDS = (
+    "ReferencedSeriesSequence", "RealWorldValueMappingSequence", "SequenceOfUltrasoundRegions",
+    # uptake values
+    "PatientWeight", "RadiopharmaceuticalInformationSequence", "DecayCorrection", "DecayFactor", "CorrectedImage",
+    "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration",
+    "SUVType",
+)  # fmt: skip
+_TAGS = tuple(int(tag_for_keyword(word) or 0) for word in _KEYWORDS)
+_OVERLAY = (0x0010, 0x0011, 0x0015, 0x0022, 0x0040, 0x0050, 0x0051, 0x0100, 0x0102, 0x1500, 0x3000)
+
+
+def details(header: Header, overlays: bool = False) -> Any:
+    """The further elements of a file, as a pydicom Dataset.
+
+    Parameters
+    ----------
+    header : Header
+        Of the file.
+    overlays : bool
+        Whether to read the overlays (groups 60xx, PS3.3 C.9.2) instead.
+
+    Raises
+    ------
+    ReadError
+        The file has gone or its header is damaged.
+    """
+    try:
+        changed = os.stat(header.path).st_mtime_ns
+        return _details(header.path, changed, overlays)
+    except OSError as error:
+        raise ReadError(f"{os.path.basename(header.path)} can no longer be read: {error.strerror}.") from error
+    except BROKEN_FILE as error:
+        raise ReadError(f"The header of {os.path.basename(header.path)} is broken ({type(error).__name__}).") from error
+
+
+@lru_cache(maxsize=512)
+def _details(path: str, changed: int, overlays: bool) -> Any:
+    tags = [(group << 16) + element for group in range(0x6000, 0x6020, 2) for element in _OVERLAY]
+    with quietly():
+        found = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags if overlays else list(_TAGS))
+        for tag in list(found.keys()):
+            try:
+                found[tag]  # raw elements become values here, while warnings are collected
+            except BROKEN_FILE:
+                del found[tag]
+    return found
