@@ -134,7 +134,7 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
         return int.from_bytes(stated, "little")
     if numbers(header.fields, _TILES):
         return int(numbers(header.fields, _TILES)[0])
-    from_image = _csa_numbers(image, b"NumberOfImagesInMosaic")
+    from_image = csa_numbers(image, b"NumberOfImagesInMosaic")
     if from_image:
         return int(from_image[0])
     stated_size = re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", series)
@@ -150,7 +150,7 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
 def _normal(normal: Vector, image: bytes) -> Vector:
     # dcm2niix takes the direction towards the head where the header has no SliceNormalVector; it looks
     # neither at ProtocolSliceNumber nor at sSliceArray.ucImageNumb to place a slice.
-    stated = _csa_numbers(image, b"SliceNormalVector")
+    stated = csa_numbers(image, b"SliceNormalVector")
     towards = np.array(stated if len(stated) == 3 else (0.0, 0.0, 1.0))
     return -normal if float(normal @ towards) < 0 else normal
 
@@ -182,7 +182,7 @@ def _slice_position(protocol: bytes, index: int) -> Vector | None:
         return None
 
 
-def _csa_numbers(csa: bytes, name: bytes) -> tuple[float, ...]:
+def csa_numbers(csa: bytes, name: bytes) -> tuple[float, ...]:
     """Values of one element of a CSA header ("SV10" layout: 84 bytes of description, then 16 + n bytes per item)."""
     at = csa.find(name + b"\0")
     if not csa.startswith(b"SV10") or at < 0 or at + 84 > len(csa):
