@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from napari_medai.cli import models, run, scans, system
+from napari_medai.cli import models, run, scans, system, verify
 from napari_medai.core.errors import MedaiError, ParamsError
 from napari_medai.stages import STAGES
 from napari_medai.terminal import interrupt, say
@@ -24,6 +24,7 @@ app.add_typer(models_app, name="models")
 
 app.command()(scans.info)
 app.command()(scans.convert)
+app.command()(verify.verify)
 for _stage in STAGES.values():
     app.command(_stage.name)(run.stage_command(_stage))
 app.command()(run.batch)

@@ -232,7 +232,7 @@ def find_writer(path: str | os.PathLike[str], kind: str = "") -> Format:
     raise WriteError(f"{path.name} does not say how to write {what}; end the name in one of: {known}.")
 
 
-def save(what: Volume | Result, path: str | os.PathLike[str]) -> Path:
+def save(what: Volume | Result, path: str | os.PathLike[str], *, check: bool = True) -> Path:
     """Write an image or a result; the suffix picks the writer.
 
     Volumes and the results that lie on a grid (`Denoised`, `Mask`, `Heatmap`) go to ``.nii``, ``.nii.gz``,
@@ -245,6 +245,9 @@ def save(what: Volume | Result, path: str | os.PathLike[str]) -> Path:
         What to write.
     path : path
         An older file of that name is replaced, whole or not at all.
+    check : bool
+        Read the file back by another path before it takes its name, and refuse it if it does not hold what was
+        saved (see `napari_medai.io.verify`).
 
     Returns
     -------
@@ -259,4 +262,4 @@ def save(what: Volume | Result, path: str | os.PathLike[str]) -> Path:
     """
     from napari_medai.io.results import save_any
 
-    return save_any(what, Path(path).expanduser())
+    return save_any(what, Path(path).expanduser(), check)

@@ -6,8 +6,9 @@ import errno
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -28,6 +29,21 @@ _REASONS = {
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+
+# Looks at a file that is whole but has not taken its name yet: its temporary path, and the name it will have.
+Look = Callable[[Path, str], None]
+_LOOK: ContextVar[Look | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def checked(look: Look) -> Iterator[None]:
+    """Files that are written inside the block take their name only after ``look`` has seen them and raised nothing."""
+    token = _LOOK.set(look)
+    try:
+        yield
+    finally:
+        _LOOK.reset(token)
 
 
 def write_error(path: Path, error: OSError) -> WriteError:
@@ -86,6 +102,12 @@ def written(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             raw.sync()
             file.close()
+        except OSError as error:
+            raise write_error(path, error) from error
+        look = _LOOK.get()
+        if look is not None:
+            look(temporary, target.name)
+        try:
             os.replace(temporary, target)
             _sync_folder(target.parent)
         except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ from napari_medai.core.errors import WriteError
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.io import Format, find_writer
+from napari_medai.io.atomic import checked
 from napari_medai.io.tables import clean, provenance_record
 
 
-def save_any(what: Volume | Result, path: Path) -> Path:
+def save_any(what: Volume | Result, path: Path, check: bool = True) -> Path:
     """Write a volume or a result; see `napari_medai.io.save`.
 
     Raises
@@ -27,8 +30,27 @@ def save_any(what: Volume | Result, path: Path) -> Path:
         writer.load().save_table(what, path)
     else:
         volume, record = image_of(what)
-        writer.load().save_volume(volume, path, record)
+        with verified(what, check):
+            writer.load().save_volume(volume, path, record)
     return path
+
+
+@contextmanager
+def verified(what: Volume | Result, check: bool = True) -> Iterator[None]:
+    """Files that are written inside the block take their name only if they are read back as what was saved.
+
+    Raises
+    ------
+    WriteError
+        They are not; see `napari_medai.io.verify.check`.
+    """
+    if not check:
+        yield
+        return
+    from napari_medai.io.verify import check as look
+
+    with checked(lambda path, name: look(what, path, name)):
+        yield
 
 
 def _writer(what: Volume | Result, path: Path) -> Format:

@@ -1,0 +1,338 @@
+"""Reads a written file back by another path and compares it with what was saved, or with the scan it lies on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_medai.core.contours import Contours
+from napari_medai.core.errors import MedaiError, ReadError, WriteError
+from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
+from napari_medai.core.volume import Volume
+from napari_medai.io import find_format, readback
+from napari_medai.io import open as open_volume
+from napari_medai.io.agreement import Agreement, compare, same_image, share_inside, sizes
+from napari_medai.io.readback import Labels
+
+if TYPE_CHECKING:
+    from napari_medai.io.dicom.write.source import Source
+
+Saved = Volume | Result | Contours
+PathLike = str | os.PathLike[str]
+_DICM = slice(128, 132)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a file.
+
+    Attributes
+    ----------
+    what : str
+        The question.
+    ok : bool
+        Whether the answer is as it should be.
+    detail : str
+        What was found; never patient identity.
+    """
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out of verifying a file.
+
+    Attributes
+    ----------
+    path : str
+        The file's name.
+    labels : tuple of Agreement
+        One row for each label and reader.
+    checks : tuple of Check
+        Everything else that was asked.
+    skipped : str
+        Why nothing could be compared; empty if something was.
+    """
+
+    path: str
+    labels: tuple[Agreement, ...] = ()
+    checks: tuple[Check, ...] = ()
+    skipped: str = ""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong, a sentence each."""
+        rows = [f"label {r.value}{f' ({r.name})' if r.name else ''} as read by {r.by}: {', '.join(r.faults)}"
+                for r in self.labels if r.faults]  # fmt: skip
+        return (*rows, *(f"{c.what}: {c.detail or 'no'}" for c in self.checks if not c.ok))
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+def verify(
+    result: PathLike, against: PathLike | Volume | None = None, expected: Saved | None = None, *, series_uid: str = ""
+) -> Report:
+    """Compare a written file with the scan it lies on, with another result, or with what was saved.
+
+    Labels are read by two readers that share no code, and each label's count of voxels, centroid (mm) and Dice are
+    compared in patient space with what was saved; where that is not at hand, with one another.
+
+    Parameters
+    ----------
+    result : path
+        A DICOM SEG, RTSTRUCT or SR, NIfTI, NRRD or a surface.
+    against : path or Volume, optional
+        The scan, or another file of labels on the same scan.
+    expected : Volume, Result or Contours, optional
+        What was saved.
+    series_uid : str
+        Of the scan, where ``against`` holds several; by default the one that the result refers to.
+
+    Returns
+    -------
+    Report
+        Formats that do not say where in the patient they lie (TIFF, PNG, tables) are skipped, with the reason.
+
+    Raises
+    ------
+    ReadError
+        A file cannot be read at all.
+    """
+    path = Path(result).expanduser()
+    if not path.is_file():
+        raise ReadError(f"{path.name} is no file that can be verified.")
+    report = _compare(path, expected)
+    if against is None or report.skipped:
+        return report
+    scan = against if isinstance(against, Volume) else _scan(path, against, series_uid)
+    labels, checks = list(report.labels), list(report.checks)
+    readers = _readers(path)
+    if scan.meta.get("is_labels"):
+        labels = [row for read in readers for row in compare(readback.of_volume(scan), read(path))]
+    else:
+        checks += _on_scan(path, scan, readers)
+    return Report(path.name, tuple(labels), tuple(checks))
+
+
+def check(what: Saved, path: Path, name: str = "") -> None:
+    """Refuse a file that does not hold what was saved.
+
+    Parameters
+    ----------
+    what : Volume, Result or Contours
+        What was saved.
+    path : Path
+        The file, perhaps under a temporary name.
+    name : str
+        The name it will have.
+
+    Raises
+    ------
+    WriteError
+        A label has other voxels or another place than what was saved, or the file cannot be read back.
+    """
+    with _under(path, name or path.name) as there:
+        try:
+            faults = verify(there, expected=what).faults
+        except MedaiError as error:
+            faults = (str(error),)
+    if faults:
+        listing = "\n".join(f"  {fault}" for fault in faults)
+        raise WriteError(f"{name or path.name} was not written: read back, it is not what was saved:\n{listing}")
+
+
+@contextmanager
+def _under(path: Path, name: str) -> Iterator[Path]:
+    """A file under another name in a folder of its own: readers look at suffixes, and at what lies beside."""
+    if path.name == name:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="medai-", dir=None) as folder:
+        there = Path(folder) / name
+        try:
+            there.symlink_to(path.resolve())
+        except OSError:  # Windows lets few people make links
+            there.write_bytes(path.read_bytes())
+        yield there
+
+
+def _compare(path: Path, expected: Saved | None) -> Report:
+    """The file against what was saved, or its readers against one another."""
+    suffix = path.suffix.lower()
+    if suffix in (".stl", ".obj"):
+        from napari_medai.io.surface import verify_surface
+
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_surface(path, expected)))
+    if _modality(path) == "SR":
+        from napari_medai.io.dicom.write.report import verify_report
+
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_report(path, expected)))
+    readers = _readers(path)
+    if not readers:
+        return Report(path.name, skipped=f"{suffix or 'this format'} does not say where in the patient it lies")
+    if isinstance(expected, Boxes | Scores):
+        return Report(path.name, skipped="a table lies on no grid")
+    image = _image_of(expected)
+    if image is not None and not (isinstance(expected, Mask) or image.meta.get("is_labels")):
+        if image.is_rgb or "c" in image.axes or _modality(path):
+            return Report(path.name, skipped="only labels and images of one channel are compared")
+        rows = [(read(path).by, same_image(readback.of_volume(image), read(path))) for read in readers]
+        return Report(path.name, checks=tuple(Check(f"image as read by {by}", not f, ", ".join(f)) for by, f in rows))
+    if isinstance(expected, Contours) or image is None:
+        found = [read(path) for read in readers]
+        if image is None and not isinstance(expected, Contours) and not _holds_labels(path):
+            return Report(path.name, checks=(Check("readers agree on the image", *_alike(found)),))
+        truth, found = found[0], found[1:]
+    else:
+        truth, found = readback.of_volume(image, "memory", _names_of(expected)), [read(path) for read in readers]
+    rows_of = tuple(row for labels in found for row in compare(truth, labels))
+    return Report(path.name, rows_of, _names_kept(truth, found) if expected is not None else ())
+
+
+def _alike(found: list[Labels]) -> tuple[bool, str]:
+    faults = same_image(found[0], found[1])
+    return not faults, ", ".join(faults)
+
+
+def _names_kept(truth: Labels, found: list[Labels]) -> tuple[Check, ...]:
+    """Labels keep their names; nibabel knows none, and those without a name may be given one."""
+    present = sizes(truth)
+    rows = []
+    for labels in found:
+        wrong = [v for v in present if truth.names.get(v) and labels.names and labels.names.get(v) != truth.names[v]]
+        detail = f"label {wrong[0]} is not called {truth.names[wrong[0]]!r}" if wrong else ""
+        rows.append(Check(f"names as read by {labels.by}", not wrong, detail))
+    return tuple(rows)
+
+
+def _image_of(expected: Saved | None) -> Volume | None:
+    match expected:
+        case Volume():
+            return expected
+        case Mask():
+            return expected.labels
+        case Denoised():
+            return expected.image
+        case Heatmap():
+            return expected.heat
+    return None
+
+
+def _names_of(expected: Saved | None) -> dict[int, str] | None:
+    return dict(expected.names) if isinstance(expected, Mask) else None
+
+
+def _modality(path: Path) -> str:
+    """Of a DICOM file; empty for all else."""
+    from napari_medai.io.dicom.references import references_of
+
+    with path.open("rb") as file:
+        if file.read(132)[_DICM] != b"DICM":
+            return ""
+    return references_of(path).modality
+
+
+def _own(path: Path) -> Labels:
+    """The file as `medai.open` gives it."""
+    return readback.of_volume(open_volume(path), "napari-medai")
+
+
+def _readers(path: Path) -> list[Callable[[Path], Labels]]:
+    """An independent reader and our own; none for formats without a place in the patient."""
+    modality = _modality(path)
+    if modality == "RTSTRUCT":
+        from napari_medai.io.dicom.rtstruct import read_independently
+
+        return [read_independently, _own]
+    if modality:
+        return [readback.segmentation, _own] if modality == "SEG" else []
+    format = find_format(path).name
+    independent = {"nifti": readback.nifti, "nrrd": readback.nrrd}.get(format)
+    return [independent, _own] if independent else []
+
+
+def _holds_labels(path: Path) -> bool:
+    return bool(open_volume(path).meta.get("is_labels"))
+
+
+def _scan(path: Path, against: PathLike, series_uid: str) -> Volume:
+    """The scan, by the series that the result refers to where there are several."""
+    from napari_medai.io import list_series
+    from napari_medai.io.dicom.references import references_of
+
+    if not series_uid and _modality(path):
+        wanted = references_of(path).series
+        found = [s.uid for s in list_series(against) if s.uid.partition("#")[0] in wanted]
+        series_uid = found[0] if len(found) == 1 else ""
+    return open_volume(against, series_uid=series_uid)
+
+
+def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) -> Iterator[Check]:
+    """Whether a result belongs to a scan."""
+    if readers and (not _modality(path) or _modality(path) in ("SEG", "RTSTRUCT")):
+        labels = readers[0](path)
+        if _modality(path) or _holds_labels(path):
+            share = share_inside(labels, scan.grid)
+            yield Check("inside the scan's field of view", share == 1, f"{share:.1%} of the voxels")
+    if not _modality(path):
+        return
+    from napari_medai.io.dicom.references import references_of, same_patient
+
+    refers = references_of(path)
+    own = str(scan.meta.get("frame_of_reference_uid", ""))
+    if refers.frame_of_reference_uid or own:
+        same = refers.frame_of_reference_uid == own
+        yield Check("frame of reference of the scan", same, "yes" if same else "another one")
+    source = _source(scan)
+    if source is None:
+        return
+    same = same_patient(path, source.lead)
+    yield Check("patient of the scan", same, "yes" if same else "no")
+    there = {str(header.SOPInstanceUID) for header in source.datasets}
+    missing = len(refers.instances - there) if refers.instances else 0
+    detail = f"{len(refers.instances) - missing} of {len(refers.instances)} instances it refers to are there"
+    yield Check("refers to the scan's instances", not missing and bool(refers.instances), detail)
+
+
+def _source(scan: Volume) -> Source | None:
+    """The instances of a scan; None if it is not DICOM."""
+    from napari_medai.io.dicom.write.source import source_of
+
+    try:
+        return source_of(scan)
+    except WriteError:
+        return None
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Plain values, ready for JSON."""
+    rows = [
+        {
+            "label": row.value,
+            "name": row.name,
+            "reader": row.by,
+            "count_expected": row.expected.count if row.expected else 0,
+            "count": row.found.count if row.found else 0,
+            "volume_ml": round(row.found.volume_mm3 / 1000, 6) if row.found else 0.0,
+            "centroid_mm_zyx": list(row.found.centroid) if row.found else None,
+            "distance_mm": row.distance_mm if np.isfinite(row.distance_mm) else None,
+            "dice": row.dice,
+            "faults": list(row.faults),
+        }
+        for row in report.labels
+    ]
+    checks = [{"what": c.what, "ok": c.ok, "detail": c.detail} for c in report.checks]
+    return {"file": report.path, "ok": report.ok, "skipped": report.skipped, "labels": rows, "checks": checks}
