@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 # The scanner's own protocol puts the first tile, whose place the header gives, at slice 49 of 0 to 49 (z = 88.4 mm),
-# and slice 0 at z = -59.9 mm. The reference and dcm2niix run the other way from that place.
+# and slice 0 at z = -59.9 mm. The reference keeps that order of tiles, but runs upwards from the place in the header.
 MISPLACED = ("siemens/fmri/001", "siemens/fmri/001_implicit")
 
 

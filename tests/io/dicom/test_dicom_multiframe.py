@@ -194,9 +194,9 @@ def test_a_mosaic_becomes_a_stack(write: Write) -> None:
 
 def test_a_mosaic_whose_first_tile_is_the_last_slice_of_the_protocol(write: Write) -> None:
     path = mosaic(write, 0, 10)
-    # as dcm2niix has it: from the first tile along the normal
+    # from the header's position towards the head, the first tile on top as in the protocol
     volume = dicom.open_volume(path)
-    assert volume.numpy()[:, 0, 0].tolist() == [1, 2, 3]
+    assert volume.numpy()[:, 0, 0].tolist() == [3, 2, 1]
     assert volume.affine[:3, 3] == pytest.approx([10, -2, -3])
     # z = 10 to 20, where the protocol has 0 to 10
     assert "up to 10 mm from where the scan protocol has them" in " ".join(volume.meta["findings"])

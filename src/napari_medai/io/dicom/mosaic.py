@@ -46,16 +46,16 @@ def mosaic_of(header: Header, protocol: bool = False) -> Mosaic | None:
     """The layout of a mosaic, or None if the file is not one or does not say enough.
 
     The header's position is that of the large image, centred on the slice: it is moved back to the
-    first pixel of the first tile. From there the tiles run along the slice normal of the CSA image
-    header, as dcm2niix has them run, so that what others made on its images fits.
+    first pixel of the first tile. From there the slices run along the slice normal of the CSA image
+    header, as dcm2niix has them run, so that what others made on its images fits. Where the header has
+    no such normal, the slices run towards the head, and the scan protocol gives the order of the tiles.
 
     Parameters
     ----------
     header : Header
         Of the file.
     protocol : bool
-        Whether the tiles run towards the other end of the slices that the scan protocol in the CSA
-        series header states, where it states them.
+        Whether the slices lie where the scan protocol in the CSA series header has them, if it says so.
     """
     if "MOSAIC" not in header.texts("ImageType"):
         return None
@@ -82,18 +82,18 @@ def mosaic_of(header: Header, protocol: bool = False) -> Mosaic | None:
         + along_column * spacing[0] * (rows - height) / 2
     )
     centre = first + (along_row * spacing[1] * width + along_column * spacing[0] * height) / 2
-    normal = _normal(np.cross(along_row, along_column), image)
+    normal, stated = _normal(np.cross(along_row, along_column), image)
     last = centre + normal * abs(step) * (count - 1)
     ends = _protocol_ends(series, count)
-    if protocol and ends is not None and _apart(ends, (centre, last)) > abs(step) * _OFF_SLICES:
-        # one of the protocol's ends is the first tile, whose place the header gives
-        near = min((0, 1), key=lambda n: float(np.linalg.norm(centre - ends[n])))
-        normal = normal if float(normal @ (ends[1 - near] - ends[near])) >= 0 else -normal
-        last = centre + normal * abs(step) * (count - 1)
     off = 0.0 if ends is None else _apart(ends, (centre, last))
+    off = off if off > abs(step) * _OFF_SLICES else 0.0
+    way = normal if ends is None else _protocol_way(normal, centre, ends)
+    positions = tuple(first + (way if protocol and off else normal) * abs(step) * n for n in range(count))
+    if not protocol and not stated and float(way @ normal) < 0:
+        # The order of the tiles is the protocol's; the block of slices begins where the header says.
+        positions = positions[::-1]
     tiles = tuple((n // across * height, n % across * width) for n in range(count))
-    positions = tuple(first + normal * abs(step) * n for n in range(count))
-    return Mosaic(height, width, tiles, positions, off if off > abs(step) * _OFF_SLICES else 0.0)
+    return Mosaic(height, width, tiles, positions, off)
 
 
 def mosaic_findings(headers: Iterable[Header], protocol: bool = False) -> list[str]:
@@ -147,12 +147,18 @@ def _count(header: Header, image: bytes, series: bytes) -> int:
     return 0
 
 
-def _normal(normal: Vector, image: bytes) -> Vector:
+def _normal(normal: Vector, image: bytes) -> tuple[Vector, bool]:
     # dcm2niix takes the direction towards the head where the header has no SliceNormalVector; it looks
     # neither at ProtocolSliceNumber nor at sSliceArray.ucImageNumb to place a slice.
     stated = csa_numbers(image, b"SliceNormalVector")
     towards = np.array(stated if len(stated) == 3 else (0.0, 0.0, 1.0))
-    return -normal if float(normal @ towards) < 0 else normal
+    return (-normal if float(normal @ towards) < 0 else normal), len(stated) == 3
+
+
+def _protocol_way(normal: Vector, centre: Vector, ends: tuple[Vector, Vector]) -> Vector:
+    """The normal, turned to where the protocol's slices run from the first tile, which is one of their ends."""
+    near = min((0, 1), key=lambda n: float(np.linalg.norm(centre - ends[n])))
+    return normal if float(normal @ (ends[1 - near] - ends[near])) >= 0 else -normal
 
 
 def _protocol_ends(series: bytes, count: int) -> tuple[Vector, Vector] | None:
