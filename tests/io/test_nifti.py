@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
 import napari_medai as medai
-from napari_medai.core.errors import ReadError, UnsupportedFormatError, WriteError
+from napari_medai.core.errors import ParamsError, ReadError, UnsupportedFormatError, WriteError
 from napari_medai.core.geometry import Affine, from_ras, index_to_world, scaling, to_ras
 from napari_medai.core.volume import Volume
 
@@ -157,11 +157,40 @@ class TestPosition:
         moved[0, 3] = 7
         image.set_sform(moved, 2)
         image.set_qform(np.diag([-1, -1, 1, 1.0]), 1)
+        image.header.set_xyzt_units("mm")
         nibabel.save(image, tmp_path / "both.nii")
         volume = medai.open(tmp_path / "both.nii")
         np.testing.assert_allclose(volume.affine[:3, 3], (0, 0, -7))
         assert volume.meta["nifti_xform"] == 2
-        assert volume.meta["findings"] == ("sform and qform differ by up to 7.00 in world units; the sform was taken",)
+        assert volume.meta["findings"] == (
+            "sform and qform differ by up to 7.00 mm and 0.0 degrees; the sform was taken "
+            '(affine="qform" takes the other)',
+        )
+        volume = medai.open(tmp_path / "both.nii", affine="qform")
+        np.testing.assert_allclose(volume.affine[:3, 3], (0, 0, 0))
+        assert volume.meta["nifti_xform"] == 1
+        assert "the qform was taken" in volume.meta["findings"][0]
+
+    def test_a_turned_qform_is_told_in_degrees(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(np.zeros((11, 11, 11), np.int16), np.eye(4))
+        turned = np.eye(4)
+        turned[:3, :3] = Rotation.from_euler("z", 30, degrees=True).as_matrix()
+        image.set_sform(np.eye(4), 1)
+        image.set_qform(turned, 1)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, tmp_path / "turned.nii")
+        # the far corner of the plane is 10 sqrt(2) mm away; a chord of 30 degrees there: 2 * 14.142 * sin 15 = 7.32
+        assert "up to 7.32 mm and 30.0 degrees" in medai.open(tmp_path / "turned.nii").meta["findings"][0]
+
+    def test_an_option_of_another_name_is_refused(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.nii", np.zeros((2, 2, 2), np.int16))
+        for option in ({"affine": "best"}, {"part": "both"}):
+            with pytest.raises(ParamsError, match="use"):
+                medai.open(path, **option)
+
+    def test_qform_is_asked_for_and_missing(self, tmp_path: Path) -> None:
+        volume = medai.open(write(tmp_path / "s.nii", np.zeros((3, 4, 5), np.int16)), affine="qform")
+        assert volume.meta["findings"] == ("the header has no qform; the sform was taken",)
 
     def test_qform_alone(self, tmp_path: Path) -> None:
         turned = np.eye(4)
@@ -178,12 +207,14 @@ class TestPosition:
         image = nibabel.load(path)
         image.set_qform(np.diag([-2, -2, 2, 1.0]), 1)
         nibabel.save(image, path)
+        patch(path, 252, struct.pack("<h", 1))
         volume = medai.open(patch(path, 280, struct.pack("<ffff", *[0.0] * 4)))
         np.testing.assert_allclose(volume.affine, np.diag([2, 2, 2, 1.0]))
         assert "sform is not a transform" in volume.meta["findings"][0]
 
     def test_no_position_is_a_guess_that_is_told(self, tmp_path: Path) -> None:
         image = nibabel.Nifti1Image(np.zeros((3, 5, 7), np.int16), None)
+        image.header.set_xyzt_units("mm")
         image.header.set_zooms((2, 3, 4))
         nibabel.save(image, tmp_path / "none.nii")
         volume = medai.open(tmp_path / "none.nii")
@@ -322,6 +353,7 @@ class TestDamage:
     )
     def test_damaged_headers(self, tmp_path: Path, offset: int, content: bytes, error: type[Exception]) -> None:
         path = write(tmp_path / "h.nii", np.zeros((3, 3, 3), np.int16))
+        path.write_bytes(path.read_bytes() + b"\0")  # so that the length does not tell where the pixels begin
         if offset == 0:
             patch(path, 344, b"xxx\0")
         with pytest.raises(ReadError) as caught:

@@ -21,6 +21,8 @@ Affine = NDArray[np.float64]
 # Two grids are one when no corner lies further apart: a tenth of a typical in-plane pixel, and the
 # rounding that a 16-character DICOM decimal string can bring over 500 slices.
 SAME_PLACE_MM = 0.05
+# Three directions whose unit vectors span less than this lie in one plane.
+FLAT_TOLERANCE = 1e-6
 # A direction counts as parallel to a world axis below this deviation (cosine distance 1e-6 is 0.08 degrees).
 PARALLEL_TOLERANCE = 1e-3
 
@@ -42,7 +44,10 @@ def as_affine(matrix: ArrayLike) -> Affine:
         raise GeometryError(f"An affine of shape {affine.shape} was given; (4, 4) is needed.")
     if not np.isfinite(affine).all():
         raise GeometryError("The affine holds values that are not finite; check the file's header.")
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    with np.errstate(all="ignore"):
+        # of the axes' directions: voxels of nanometres are small numbers in millimetres
+        volume = np.linalg.det(affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+    if not abs(volume) > FLAT_TOLERANCE:
         raise GeometryError("The affine has no inverse: two axes point the same way or a spacing is zero.")
     if not np.allclose(affine[3], [0, 0, 0, 1]):
         raise GeometryError("The last row of an affine must be 0, 0, 0, 1.")

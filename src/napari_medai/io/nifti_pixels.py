@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -14,6 +16,7 @@ from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import ReadError
+from napari_medai.io.nifti_wide import WIDE_BYTES, from_wide
 
 GZIP_MAGIC = b"\x1f\x8b"
 # A chunk is whole planes of about this size: few tasks for a scan of time points, and a plane of a
@@ -21,6 +24,17 @@ GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 8 << 20
 # Decoded at a time: a quarter faster than all at once, because each piece is copied while it is in the cache.
 PIECE_BYTES = 1 << 20
+# Read behind the pixels for the sake of the checksum; a stream that goes on longer is not followed.
+_REST_BYTES = 16 << 20
+# deflate cannot shrink by more than 1032
+_MOST_RATIO = 1100
+Part = Literal["magnitude", "phase", "real", "imaginary"]
+PARTS: Mapping[str, Callable[[Any], Any]] = {
+    "magnitude": np.abs,
+    "phase": np.angle,
+    "real": np.real,
+    "imaginary": np.imag,
+}
 # what a damaged gzip stream raises, depending on where it breaks
 _BROKEN: tuple[Any, ...] = (EOFError, zlib.error, igzip_lib.IsalError, OSError)
 
@@ -45,6 +59,14 @@ class StoredPixels:
         Pixel = slope * stored + inter.
     dtype : numpy dtype
         Of the pixels that come out.
+    compressed : bool
+        Whether the file is gzip.
+    part : {"magnitude", "phase", "real", "imaginary"}
+        What is taken of complex pixels.
+    big : bool
+        Whether the highest byte of a 128-bit number comes first.
+    trailing : int
+        Bytes found behind the pixels of a compressed file when it was decoded.
     """
 
     path: Path
@@ -55,6 +77,9 @@ class StoredPixels:
     inter: float
     dtype: np.dtype[Any]
     compressed: bool
+    part: Part = "magnitude"
+    big: bool = False
+    trailing: int = 0
     _decoded: NDArray[Any] | None = field(default=None, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -66,7 +91,7 @@ class StoredPixels:
     @property
     def nbytes_stored(self) -> int:
         """Bytes of the pixels as stored, not compressed."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.stored.itemsize
+        return math.prod(self.shape) * self.stored.itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         # workers of a cluster decode for themselves; a lock does not travel
@@ -98,33 +123,52 @@ class StoredPixels:
             return decoded
 
     def _decode(self) -> NDArray[Any]:
-        pixels = np.empty(self.shape, self.stored)
-        view = pixels.data.cast("B")
-        done = 0
         try:
-            with igzip.open(self.path, "rb") as file:
-                skip(file, self.offset)
-                while done < len(view):
-                    count = file.readinto(view[done : done + PIECE_BYTES])
-                    if not count:
-                        break
-                    done += count
-                while file.read(PIECE_BYTES):  # the checksum is compared at the end of the stream
-                    pass
+            pixels = np.empty(self.shape, self.stored)
+        except (MemoryError, ValueError) as error:
+            raise ReadError(
+                f"{self.path} needs {self.nbytes_stored / 1e9:.1f} GB of memory once it is decoded, more than there "
+                "is. Store it as .nii without gzip: then only what is looked at is read."
+            ) from error
+        view = pixels.reshape(-1).view(np.uint8).data
+        try:
+            try:
+                with igzip.open(self.path, "rb") as file:
+                    done = self._fill(view, file.read1)
+            except igzip.BadGzipFile as error:
+                if not _is_no_gzip(error):
+                    raise
+                done = self._fill(view, Members(self.path).read1)
+                self.trailing = max(1, self.trailing)
         except _BROKEN as error:
             raise ReadError(
-                f"{self.path} is damaged: decoding stopped after {done} of {len(view)} bytes of pixels "
-                f"({error}). Copy or export the file again."
+                f"{self.path} is damaged: {len(view)} bytes of pixels cannot be decoded to their end ({error}). "
+                "Copy or export the file again."
             ) from error
         if done < len(view):
             raise truncated(self.path, self.offset + len(view), self.offset + done)
         return pixels
 
+    def _fill(self, view: memoryview, read: Callable[[int], bytes]) -> int:
+        """Decode into the pixels; what was read of them. Goes on to the end of the stream, where the checksum is."""
+        skipped, done, self.trailing = 0, 0, 0
+        while skipped < self.offset and (piece := read(min(PIECE_BYTES, self.offset - skipped))):
+            skipped += len(piece)
+        while done < len(view) and (piece := read(min(PIECE_BYTES, len(view) - done))):
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        while self.trailing < _REST_BYTES and (piece := read(PIECE_BYTES)):
+            self.trailing += len(piece)
+        return done
+
     def convert(self, block: NDArray[Any]) -> NDArray[Any]:
         """Scaled values in the machine's byte order."""
+        if block.dtype.kind == "V":
+            block = from_wide(block, self.stored.itemsize // WIDE_BYTES, self.big)
         if block.dtype.kind == "c":
-            # magnitude, as scanners show complex images
-            return np.asarray(np.abs(block), dtype=self.dtype)
+            if self.slope != 1 or self.inter != 0:  # both parts are scaled: nifti1.h, DATA SCALING
+                block = block * self.slope + complex(self.inter, self.inter)
+            return np.asarray(PARTS[self.part](block), dtype=self.dtype)
         if self.slope == 1 and self.inter == 0:
             return np.asarray(block, dtype=self.dtype)
         if self.dtype.kind in "iu":
@@ -135,8 +179,9 @@ class StoredPixels:
         scaled = np.empty(block.shape, self.dtype)
         # plane by plane, so that the double precision of the sum never takes the whole volume's memory
         planes = zip(scaled, block, strict=True) if block.ndim > 2 else [(scaled[...], block)]
-        for target, plane in planes:
-            target[...] = plane * np.float64(self.slope) + np.float64(self.inter)
+        with np.errstate(over="ignore", invalid="ignore"):  # stored infinities and the like stay what they are
+            for target, plane in planes:
+                target[...] = plane * np.float64(self.slope) + np.float64(self.inter)
         return scaled
 
 
@@ -148,13 +193,29 @@ def truncated(path: Path, wanted: int, found: int) -> ReadError:
     )
 
 
-def skip(file: Any, count: int) -> None:
-    """Read and drop ``count`` bytes of a stream."""
-    while count > 0:
-        dropped = len(file.read(min(count, PIECE_BYTES)))
-        if not dropped:
-            return
-        count -= dropped
+class Members:
+    """The members of a gzip file up to something that is no gzip: slower than `igzip`, which refuses such files."""
+
+    def __init__(self, path: Path) -> None:
+        self._left = path.read_bytes()
+        self._inflate: Any = None
+
+    def read1(self, count: int) -> bytes:
+        """Some bytes, at most ``count``; none at the end."""
+        while True:
+            if self._inflate is None:
+                self._left = self._left.lstrip(b"\0")
+                if not self._left.startswith(GZIP_MAGIC):
+                    return b""
+                self._inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+            piece = bytes(self._inflate.decompress(self._left, count))
+            self._left = b""
+            if self._inflate.eof:
+                self._left, self._inflate = self._inflate.unused_data, None
+            elif not piece:
+                raise EOFError("the compressed stream ends too early")
+            if piece:
+                return piece
 
 
 def read_head(path: Path, count: int) -> bytes:
@@ -170,17 +231,42 @@ def read_head(path: Path, count: int) -> bytes:
             head = plain.read(count)
         if not head.startswith(GZIP_MAGIC):
             return head
-        with igzip.open(path, "rb") as file:
-            return bytes(file.read(count))
+        try:
+            with igzip.open(path, "rb") as file:
+                return bytes(file.read(count))
+        except igzip.BadGzipFile as error:
+            if not _is_no_gzip(error):
+                raise
+            members, head = Members(path), b""
+            while len(head) < count and (piece := members.read1(count - len(head))):
+                head += piece
+            return head
     except _BROKEN as error:
         raise ReadError(f"{path} cannot be read: {error}") from error
 
 
-def check_length(pixels: StoredPixels) -> None:
+def _is_no_gzip(error: BaseException) -> bool:
+    """Whether a stream ended well and something else stands behind it."""
+    return isinstance(error, igzip.BadGzipFile) and str(error).startswith("Not a gzipped file")
+
+
+def stated_length(path: Path) -> tuple[int, int]:
+    """Length of a file, decoded, and what it is known modulo of; 0 if it is known exactly.
+
+    The last four bytes of a gzip file hold its decoded length modulo 2^32 (RFC 1952, 2.3.1).
+    """
+    with path.open("rb") as file:
+        if file.read(2) != GZIP_MAGIC:
+            return path.stat().st_size, 0
+        file.seek(-4, 2)
+        return int.from_bytes(file.read(4), "little"), 2**32
+
+
+def check_length(pixels: StoredPixels, findings: list[str]) -> None:
     """Compare the length of the file with what the header says, without decoding it where possible.
 
-    The last four bytes of a gzip file hold its decoded length modulo 2^32 (RFC 1952, 2.3.1). Where they
-    differ from the header's length, which files of several members or with padding do too, it is decoded.
+    Where the length at the end of a gzip file differs from the header's, which it does in files of several members
+    and in those with padding too, it is decoded.
 
     Raises
     ------
@@ -188,19 +274,20 @@ def check_length(pixels: StoredPixels) -> None:
         The file is truncated or damaged.
     """
     wanted = pixels.offset + pixels.nbytes_stored
-    size = pixels.path.stat().st_size
-    if not pixels.compressed:
-        if size < wanted:
-            raise truncated(pixels.path, wanted, size)
-        return
-    with pixels.path.open("rb") as file:
-        file.seek(max(0, size - 4))
-        length = int.from_bytes(file.read(4), "little")
-    # deflate cannot shrink by more than 1032, so an absurd header is found out before memory is asked for
-    if wanted > size * 1100 + 1024:
-        raise truncated(pixels.path, wanted, length)
-    if length != wanted % 2**32:
-        pixels.raw()
+    length, modulus = stated_length(pixels.path)
+    if not modulus:
+        if length < wanted:
+            raise truncated(pixels.path, wanted, length)
+        extra = length - wanted
+    else:
+        # an absurd header is found out before memory is asked for
+        if wanted > pixels.path.stat().st_size * _MOST_RATIO + 1024:
+            raise truncated(pixels.path, wanted, length)
+        if length != wanted % modulus:
+            pixels.raw()
+        extra = pixels.trailing
+    if extra:
+        findings.append("the file goes on behind the pixels that the header describes; the rest was left out")
 
 
 def lazy(pixels: StoredPixels) -> Any:
@@ -209,7 +296,7 @@ def lazy(pixels: StoredPixels) -> Any:
     chunks = list(pixels.shape)
     room = max(1, CHUNK_BYTES // max(1, pixels.dtype.itemsize))
     for axis in range(pixels.ndim - 2 - colour):
-        inner = int(np.prod(pixels.shape[axis + 1 :], dtype=np.int64))
+        inner = math.prod(pixels.shape[axis + 1 :])
         chunks[axis] = max(1, min(pixels.shape[axis], room // inner))
     return da.from_array(
         pixels, chunks=tuple(chunks), name=False, asarray=True, meta=np.empty((0,) * pixels.ndim, pixels.dtype)
