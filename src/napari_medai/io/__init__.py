@@ -111,6 +111,15 @@ _ROWS = (
         writes="images",
         sign="PNG's or JPEG's first bytes",
     ),
+    Format(
+        "nrrd",
+        "NRRD and 3D Slicer's segmentations",
+        (".nrrd", ".seg.nrrd"),
+        "napari_medai.io.nrrd",
+        reads=True,
+        writes="images",
+        sign="'NRRD000' at the start",
+    ),
     Format("csv", "CSV table", (".csv",), "napari_medai.io.tables", reads=False, writes="tables"),
     Format("json", "JSON with provenance", (".json",), "napari_medai.io.tables", reads=False, writes="tables"),
 )

@@ -190,7 +190,7 @@ def _spaced(frames: list[tuple[Affine, int]]) -> list[tuple[Affine, int]]:
 
 
 # NRRD's names of types that whole numbers have (teem's definition of the format, "type")
-_TYPES = {
+TYPES = {
     "unsigned char": "u1", "uchar": "u1", "uint8": "u1", "uint8_t": "u1", "signed char": "i1", "int8": "i1",
     "int8_t": "i1", "short": "i2", "int16": "i2", "int16_t": "i2", "unsigned short": "u2", "ushort": "u2",
     "uint16": "u2", "uint16_t": "u2", "int": "i4", "int32": "i4", "int32_t": "i4", "signed int": "i4",
@@ -198,7 +198,7 @@ _TYPES = {
     "uint64": "u8", "uint64_t": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
 # Directions of each space against (x, y, z) of LPS
-_SPACES = {
+SPACES = {
     "left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1), "right-anterior-superior": (-1, -1, 1), "ras": (-1, -1, 1),
     "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1),
 }  # fmt: skip
@@ -222,10 +222,10 @@ def nrrd(path: Path) -> Labels:
     try:
         sizes = [int(v) for v in fields["sizes"].split()]
         order = ">" if fields.get("endian", "little") == "big" else "<"
-        dtype = np.dtype(order + _TYPES[fields["type"]])
+        dtype = np.dtype(order + TYPES[fields["type"]])
         if fields["encoding"] in ("gzip", "gz"):
             body = gzip.decompress(body)
-        signs = _SPACES[fields["space"].lower()]
+        signs = SPACES[fields["space"].lower()]
         vectors = [_vector(text) for text in re.findall(r"none|\([^)]*\)", fields["space directions"])]
         origin = _vector(fields["space origin"])
         data: NDArray[Any] = np.frombuffer(body, dtype).reshape(sizes, order="F")
@@ -237,7 +237,7 @@ def nrrd(path: Path) -> Labels:
         affine[:3, column] = (np.array(vectors[n]) * signs)[::-1]
     affine[:3, 3] = (np.array(origin) * signs)[::-1]
     blocks = np.moveaxis(data, spatial, range(-3, 0)).reshape(-1, *[sizes[n] for n in spatial])
-    segments = _segments(fields)
+    segments = segments_of(fields)
 
     def patches() -> Iterator[Patch]:
         for layer, block in enumerate(blocks):
@@ -258,7 +258,7 @@ def _vector(text: str) -> list[float] | None:
     return None if text == "none" else [float(v) for v in text.strip("() ").split(",")]
 
 
-def _segments(fields: Mapping[str, str]) -> list[tuple[int, int, int, str]]:
+def segments_of(fields: Mapping[str, str]) -> list[tuple[int, int, int, str]]:
     """Number (its value if unique, else its position), value in the file, layer and name of each segment."""
     found: list[tuple[int, int, str]] = []
     while (key := f"Segment{len(found)}_LabelValue") in fields:
