@@ -120,6 +120,14 @@ _ROWS = (
         writes="images",
         sign="'NRRD000' at the start",
     ),
+    Format(
+        "surface",
+        "STL and OBJ surfaces of labels",
+        (".stl", ".obj"),
+        "napari_medai.io.surface",
+        reads=False,
+        writes="images",
+    ),
     Format("csv", "CSV table", (".csv",), "napari_medai.io.tables", reads=False, writes="tables"),
     Format("json", "JSON with provenance", (".json",), "napari_medai.io.tables", reads=False, writes="tables"),
 )
