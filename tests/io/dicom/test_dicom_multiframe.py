@@ -121,7 +121,7 @@ def test_a_film_has_time(write: Write) -> None:
     volume = dicom.open_volume(path)
     assert volume.axes == "tyx"
     assert volume.units == "pixel"
-    assert volume.meta["axis_t"] == {"name": "time", "unit": "s", "values": (0.0, 0.04, 0.08)}
+    assert volume.meta["axis_t"] == {"name": "t", "unit": "s", "values": (0.0, 0.04, 0.08)}
     assert volume.numpy()[2, 0, 0] == 48
 
 

@@ -27,6 +27,11 @@ TILT_PIXELS = 0.5
 # Directions of planes of one stack agree to this (0.06 degrees).
 SAME_DIRECTION = 1e-3
 
+# What is done about an unusual stack that is not repaired; a repair puts its own words in their place.
+LEFT_BLANK = "they are left blank."
+UNEVEN = "their mean is used,"
+SHEARED = "every voxel is where it was measured, on a sheared grid."
+
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
@@ -44,6 +49,12 @@ class Arrangement:
         Position of slice 0.
     findings : tuple of str
         What is unusual.
+    distances : tuple of float
+        Of each slice from the first one along the stack, as measured, in mm.
+    irregular : bool
+        Whether the distances do not fit a regular stack, with or without missing slices.
+    tilted : bool
+        Whether the stack's axis and the planes' normal differ.
     """
 
     slots: tuple[int, ...]
@@ -51,6 +62,9 @@ class Arrangement:
     step: Vector
     origin: Vector
     findings: tuple[str, ...]
+    distances: tuple[float, ...] = (0.0,)
+    irregular: bool = False
+    tilted: bool = False
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -108,24 +122,29 @@ def arrange(positions: Vector, normal: Vector, thickness: float | None, pixel_mm
     off = float(np.sqrt(((positions - fitted) ** 2).sum(axis=1)).max())
     if irregular:
         findings.append(
-            f"The distance of slices varies from {gaps.min():.3f} to {gaps.max():.3f} mm; their mean is used, "
+            f"The distance of slices varies from {gaps.min():.3f} to {gaps.max():.3f} mm; {UNEVEN} "
             f"and slices lie up to {off:.3f} mm from where they are shown."
         )
     elif count > n:
         missing = sorted(set(range(count)) - set(slots))
         findings.append(
-            f"{len(missing)} of {count} slices are missing (counted from 0: {_ranges(missing)}); they are left blank."
+            f"{len(missing)} of {count} slices are missing (counted from 0: {ranges(missing)}); {LEFT_BLANK}"
         )
     if not irregular and off > SAME_PLACE_MM:
         findings.append(f"Slices are shifted by up to {off:.3f} mm from a regular stack.")
     sideways = step - normal * float(step @ normal)
     angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways), abs(float(step @ normal)))))
-    if angle > TILT_DEGREES and np.linalg.norm(sideways) * (count - 1) > TILT_PIXELS * pixel_mm:
+    tilted = angle > TILT_DEGREES and np.linalg.norm(sideways) * (count - 1) > TILT_PIXELS * pixel_mm
+    if tilted:
         findings.append(
-            f"The slices are tilted by {angle:.1f} degrees against the axis of the stack (gantry tilt); "
-            "every voxel is where it was measured, on a sheared grid."
+            f"The slices are tilted by {angle:.1f} degrees against the axis of the stack (gantry tilt); {SHEARED}"
         )
-    return Arrangement(slots, count, step, positions[0], tuple(findings))
+    along = np.arange(count) * float(np.linalg.norm(step))
+    if irregular:
+        along = (distances - distances[0]) * float(np.linalg.norm(step)) / float(step @ normal)
+    return Arrangement(
+        slots, count, step, positions[0], tuple(findings), tuple(along.tolist()), irregular, bool(tilted)
+    )
 
 
 def _slots(gaps: Vector) -> tuple[tuple[int, ...], bool]:
@@ -143,7 +162,8 @@ def _slots(gaps: Vector) -> tuple[tuple[int, ...], bool]:
     return plain, True
 
 
-def _ranges(numbers: list[int], most: int = 8) -> str:
+def ranges(numbers: list[int], most: int = 8) -> str:
+    """Numbers in rising order as text: ``"1-3, 7"``."""
     parts: list[str] = []
     start = previous = numbers[0]
     for n in [*numbers[1:], None]:

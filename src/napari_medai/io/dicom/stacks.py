@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from napari_medai.core.geometry import Affine, scaling
 from napari_medai.io.dicom.frames import Frame, Place
-from napari_medai.io.dicom.geometry import SAME_DIRECTION, arrange, places_of, runs_of, stack_affine
+from napari_medai.io.dicom.geometry import SAME_DIRECTION, Vector, arrange, places_of, runs_of, stack_affine
+from napari_medai.io.dicom.repeats import Repeated, repeats_of
 
 Placed = tuple[Frame, Place]
 
@@ -17,12 +19,6 @@ Placed = tuple[Frame, Place]
 SAME_SPACING = 1e-3
 # Films of these modalities are pictures of their own, not slices, when no position says otherwise.
 _SECTIONS = ("CT", "MR", "PT", "NM", "OT", "SC", "RTDOSE", "OPT", "SEG", "IVUS", "OCT")
-# What orders images of one place, the first that tells all of them apart; then what names the axis.
-_ORDER = ("segment", "t", "trigger", "echo", "inversion", "flip", "b", "acquisition", "time", "instance", "frame")
-AXIS_UNITS = {
-    "segment": "", "t": "", "trigger": "ms", "echo": "ms", "inversion": "ms", "flip": "degrees", "b": "s/mm2",
-    "time": "s",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +39,12 @@ class Stack:
         What runs along t: its name, unit and values.
     findings : tuple of str
         What is unusual.
+    directions : tuple of (float, float, float) or None
+        Unit vectors (z, y, x) of the diffusion gradient of each t.
+    distances : tuple of float
+        Of each slice from the first one along the stack as measured, in mm; empty without positions.
+    irregular, tilted : bool
+        Whether these do not fit a regular stack, and whether the stack is sheared.
     """
 
     planes: tuple[tuple[Frame | None, ...], ...]
@@ -52,6 +54,10 @@ class Stack:
     units: str
     axis: tuple[str, str, tuple[float, ...]] | None = None
     findings: tuple[str, ...] = ()
+    directions: tuple[tuple[float, ...], ...] | None = None
+    distances: tuple[float, ...] = ()
+    irregular: bool = False
+    tilted: bool = False
 
     @property
     def frames(self) -> list[Frame]:
@@ -59,13 +65,15 @@ class Stack:
         return [frame for row in self.planes for frame in row if frame is not None]
 
 
-def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
+def stacks_of(frames: Sequence[Frame], latest: bool = False) -> list[Stack]:
     """All images that the planes of a series form.
 
     Parameters
     ----------
     frames : sequence of Frame
         In any order.
+    latest : bool
+        Whether planes of one place that only their time tells apart are duplicates, of which the latest counts.
 
     Returns
     -------
@@ -74,34 +82,52 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
     """
     found: list[Stack] = []
     for group in _alike([(f, f.place) for f in frames if f.place is not None]):
-        found += _spatial(group)
+        found += _spatial(group, latest)
     found += _flat([f for f in frames if f.place is None])
     return sorted(found, key=lambda stack: -len(stack.frames))
 
 
 def _alike(frames: Iterable[Placed]) -> list[list[Placed]]:
-    # Same size, pixels and direction; compared with the first of each group, since rounding has borders.
-    groups: list[list[Placed]] = []
-    for frame in frames:
-        for group in groups:
-            if _same_plane(group[0], frame):
-                group.append(frame)
-                break
-        else:
-            groups.append([frame])
-    return groups
+    """Planes of one size, kind of pixels, spacing and direction.
+
+    Compared with the first of each group, since rounding has borders. Groups are looked up by a projection of their
+    direction, and what repeats to the letter is not compared again: thousands of directions take a second.
+    """
+    groups: dict[tuple[object, ...], list[tuple[float, list[Placed]]]] = {}
+    known: dict[tuple[object, ...], list[Placed]] = {}
+    for frame, place in frames:
+        # a scout says so and lies in the same series now and then
+        sort = (frame.rows, frame.columns, _samples(frame), "LOCALIZER" in frame.kind)
+        exact = (sort, place.orientation.tobytes(), place.spacing)
+        if exact not in known:
+            mark = float(place.orientation.ravel() @ _PROJECTION)
+            leaders = groups.setdefault(sort, [])
+            at = bisect_left(leaders, mark - _PROJECTED, key=_first)
+            group: list[Placed] | None = None
+            while at < len(leaders) and leaders[at][0] <= mark + _PROJECTED and group is None:
+                group = leaders[at][1] if _parallel(leaders[at][1][0][1], place) else None
+                at += 1
+            if group is None:
+                group = []
+                insort(leaders, (mark, group), key=_first)
+            known[exact] = group
+        known[exact].append((frame, place))
+    return list({id(group): group for group in known.values()}.values())
 
 
-def _same_plane(one: Placed, other: Placed) -> bool:
-    (a, at), (b, there) = one, other
-    if (a.rows, a.columns) != (b.rows, b.columns) or _samples(a) != _samples(b):
-        return False
+# Six numbers without a pattern: directions that differ, differ in their sum so weighted.
+_PROJECTION = np.array([0.31, -0.57, 0.83, 0.71, 0.43, -0.19])
+_PROJECTED = float(np.abs(_PROJECTION).sum()) * SAME_DIRECTION
+
+
+def _first(leader: tuple[float, list[Placed]]) -> float:
+    return leader[0]
+
+
+def _parallel(at: Place, there: Place) -> bool:
     if max(abs(x - y) / y for x, y in zip(at.spacing, there.spacing, strict=True)) > SAME_SPACING:
         return False
-    # a scout says so and lies in the same series now and then
-    return bool(np.abs(at.orientation - there.orientation).max() <= SAME_DIRECTION) and (
-        ("LOCALIZER" in a.kind) == ("LOCALIZER" in b.kind)
-    )
+    return bool(np.abs(at.orientation - there.orientation).max() <= SAME_DIRECTION)
 
 
 def _samples(frame: Frame) -> tuple[object, ...]:
@@ -111,87 +137,105 @@ def _samples(frame: Frame) -> tuple[object, ...]:
     return ("palette" if "PALETTE" in header.text("PhotometricInterpretation") else "grey", header.pixel_keyword)
 
 
-def _spatial(group: list[Placed]) -> list[Stack]:
-    normal = group[0][1].normal
-    places = places_of(np.array([place.position for _, place in group]) @ normal)
-    by_place: list[list[Placed]] = [[] for _ in range(int(places.max()) + 1)]
-    for frame, number in zip(group, places, strict=True):
-        by_place[int(number)].append(frame)
-    most = max(map(len, by_place))
-    kinds = sorted({f.kind for f, _ in group})
-    if most > 1 and 1 < len(kinds) < len(group):
-        # magnitude and phase, water and fat, original and derived: images of their own
-        return [
-            replace(s, findings=(*s.findings, f"The series holds several kinds of image; this is {kind or '?'}."))
-            for kind in kinds
-            for s in _spatial([f for f in group if f[0].kind == kind])
-        ]
-    if most == 1:
-        rows = [row[0] for row in by_place]
-        order = np.array([place.position for _, place in rows]) @ normal
-        return [_stack([rows[run]], ()) for run in runs_of(order)]
-    return _repeated(by_place)
+def _spatial(group: list[Placed], latest: bool) -> list[Stack]:
+    by_frame = _frames_of_reference(group)
+    if len(by_frame) > 1:
+        note = (
+            f"The series holds {len(by_frame)} frames of reference, whose positions have nothing to do with each other."
+        )
+        return [_noted(stack, note) for part in by_frame for stack in _spatial(part, latest)]
+    normal = _upwards(group[0][1].normal)
+    distances = np.array([place.position for _, place in group]) @ normal
+    places = places_of(distances).tolist()
+    images = repeats_of([frame for frame, _ in group], places, latest)
+    return [stack for image in images for stack in _stacks(image, normal)]
 
 
-def _repeated(by_place: list[list[Placed]]) -> list[Stack]:
-    mark = _telling([[f for f, _ in row] for row in by_place])
-    keys = (*([mark] if mark else []), *_LAST)
-    for row in by_place:
-        row.sort(key=lambda placed: [placed[0].marks.get(key, 0.0) for key in keys])
-    volumes = [[row[n] for row in by_place if n < len(row)] for n in range(max(map(len, by_place)))]
-    whole = [v for v in volumes if len(v) == len(by_place)]
-    rest = [v for v in volumes if len(v) < len(by_place)]
-    if len(whole) == 1 and sum(map(len, rest)) * 2 <= len(by_place):
-        extra = sum(map(len, rest))
-        note = f"{extra} slices lie where others do; the later ones were left out."
-        return [_stack(whole, (note,))]
-    found = [_stack(whole, ())] if whole else []
-    note = "The series holds different numbers of images at its places; it was split."
-    found += [_stack([v], ()) for v in rest]
-    return [replace(s, findings=(*s.findings, note)) for s in found] if rest else found
+def _upwards(normal: Vector) -> Vector:
+    """The normal, along the positive side of the patient's axis it is nearest to: slices count as they open."""
+    return normal if normal[int(np.abs(normal).argmax())] > 0 else -normal
 
 
-_LAST = ("acquisition", "time", "instance", "frame")
+def _frames_of_reference(group: list[Placed]) -> list[list[Placed]]:
+    found: dict[str, list[Placed]] = {}
+    for frame, place in group:
+        found.setdefault(frame.header.text("FrameOfReferenceUID"), []).append((frame, place))
+    # Where nearly every slice has one of its own, the UIDs were made up when identity was removed.
+    return list(found.values()) if len(found) * 2 <= len(group) else [group]
 
 
-def _telling(by_place: list[list[Frame]]) -> str:
-    # The first mark that has the same values at every place, and no value twice.
-    names = [*_ORDER, *sorted({m for row in by_place for f in row for m in f.marks if m.startswith("dimension")})]
-    for name in names:
-        values = [[f.marks.get(name) for f in row] for row in by_place]
-        first = set(values[0])
-        if None not in first and all(len(set(row)) == len(row) and set(row) == first for row in values):
-            return name
-    return ""
+def _stacks(image: Repeated, normal: Vector) -> list[Stack]:
+    """The stacks of an image: one, unless so many slices are missing, or so mixed, that it falls apart."""
+    numbers = sorted(set().union(*image.rows))
+    leads = [next(row[n] for row in image.rows if n in row) for n in numbers]
+    positions = np.array([_position(lead) for lead in leads])
+    found = []
+    for run in runs_of(positions @ normal):
+        for part, note in _mixed(leads[run], positions[run], normal):
+            mine = [numbers[run][n] for n in part]
+            rows = [{k: row[n] for k, n in enumerate(mine) if n in row} for row in image.rows]
+            kept = [t for t, row in enumerate(rows) if row]
+            stack = _stack([rows[t] for t in kept], positions[run][part], normal, image, kept)
+            found.append(replace(stack, findings=image.findings + note + stack.findings))
+    return found
 
 
-def _axis(volumes: list[list[Frame]]) -> tuple[str, str, tuple[float, ...]]:
-    # Named after the first quantity that is one value within each volume and not the same in all of them.
-    for name in ("segment", "b", "echo", "inversion", "trigger", "flip", "t"):
-        values = [{f.marks.get(name) for f in volume} for volume in volumes]
-        if all(len(v) == 1 and None not in v for v in values) and len(set.union(*values)) > 1:
-            return name, AXIS_UNITS[name], tuple(float(next(iter(v)) or 0.0) for v in values)
-    times = [min((f.marks.get("time", np.nan) for f in volume), default=np.nan) for volume in volumes]
-    if np.isfinite(times).all() and np.all(np.diff(times) > 0):
-        return "time", "s", tuple(float(t - times[0]) for t in times)
-    return "index", "", tuple(float(n) for n in range(len(volumes)))
+def _position(frame: Frame) -> Vector:
+    assert frame.place is not None
+    return frame.place.position
 
 
-def _stack(volumes: list[list[Placed]], findings: tuple[str, ...]) -> Stack:
-    first = volumes[0]
-    lead, place = first[0]
-    positions = np.array([p.position for _, p in first])
-    fit = arrange(positions, place.normal, lead.thickness, min(place.spacing))
+# What may set apart two stacks that lie in each other, in the order in which they are asked.
+_MIXTURES = ("stack", "acquisition", "thickness", "echo", "b", "t", "trigger", "flip", "inversion", "kvp", "kev")
+
+
+def _mixed(leads: list[Frame], positions: Vector, normal: Vector) -> list[tuple[list[int], tuple[str, ...]]]:
+    """Slices at irregular distances that are several regular stacks, by what they differ in."""
+    whole = list(range(len(leads)))
+    if len(leads) < 4 or not _irregular(positions, normal):
+        return [(whole, ())]
+    for name in ("kind", *_MIXTURES):
+        values = [lead.kind if name == "kind" else lead.marks.get(name) for lead in leads]
+        parts: dict[object, list[int]] = {}
+        for n, value in enumerate(values):
+            parts.setdefault(value, []).append(n)
+        if len(parts) < 2 or min(map(len, parts.values())) < 2:
+            continue
+        if not any(_irregular(positions[part], normal) for part in parts.values()):
+            note = (f"The series holds {len(parts)} stacks that lie in each other; they were told apart by {name}.",)
+            return [(part, note) for part in parts.values()]
+    return [(whole, ())]
+
+
+def _irregular(positions: Vector, normal: Vector) -> bool:
+    return arrange(positions, normal, None, 1.0).irregular
+
+
+def _stack(rows: list[dict[int, Frame]], positions: Vector, normal: Vector, image: Repeated, kept: list[int]) -> Stack:
+    lead = rows[0][min(rows[0])]
+    place = lead.place
+    assert place is not None
+    fit = arrange(positions, normal, lead.thickness, min(place.spacing))
     affine = stack_affine(fit.origin, fit.step, place.orientation, place.spacing)
     planes = []
-    for volume in volumes:
-        row: list[Frame | None] = [None] * fit.count
-        for slot, (frame, _) in zip(fit.slots, volume, strict=True):
-            row[slot] = frame
-        planes.append(tuple(row))
-    several = len(volumes) > 1
-    axis = _axis([[f for f, _ in volume] for volume in volumes]) if several else None
-    return Stack(tuple(planes), several, fit.count > 1, affine, "mm", axis, findings + fit.findings)
+    for row in rows:
+        line: list[Frame | None] = [None] * fit.count
+        for n, frame in row.items():
+            line[fit.slots[n]] = frame
+        planes.append(tuple(line))
+    several = len(rows) > 1
+    axis = image.axis
+    if axis is not None:
+        axis = (axis[0], axis[1], tuple(axis[2][t] for t in kept)) if several else None
+    turned = None if image.directions is None or not several else tuple(image.directions[t] for t in kept)
+    return Stack(
+        tuple(planes), several, fit.count > 1, affine, "mm", axis, fit.findings, turned, fit.distances, fit.irregular,
+        fit.tilted,
+    )  # fmt: skip
+
+
+def _noted(stack: Stack, note: str) -> Stack:
+    return replace(stack, findings=(note, *stack.findings))
 
 
 def _flat(frames: Sequence[Frame]) -> list[Stack]:
@@ -222,7 +266,7 @@ def _film(group: list[Frame]) -> Stack:
     stack = _flat_stack([[f] for f in group], True, False, ())
     step = header.number("FrameTime")
     if step is not None and np.isfinite(step) and step > 0:
-        return replace(stack, axis=("time", "s", tuple(n * step / 1000 for n in range(len(group)))))
+        return replace(stack, axis=("t", "s", tuple(n * step / 1000 for n in range(len(group)))))
     return replace(stack, axis=("index", "", tuple(float(n) for n in range(len(group)))))
 
 
