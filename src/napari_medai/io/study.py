@@ -1,4 +1,4 @@
-"""Lists what lies in folders, DICOMDIRs and files as patients, studies and series; who the patients are stays hidden."""
+"""Lists what lies in folders, DICOMDIRs and files as patients, studies and series, with who they are hidden."""
 
 from __future__ import annotations
 
@@ -103,6 +103,11 @@ class Study:
     patient_key: str = field(repr=False)
     study_key: str = field(repr=False)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tells studies apart, in this process."""
+        return self.patient_key, self.study_key
+
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -132,15 +137,15 @@ class Listing:
 
         A study found in both is one. A series found in both is listed once.
         """
-        merged = {(s.patient_key, s.study_key): s for s in self.studies}
+        merged = {s.key: s for s in self.studies}
         known = {one.key for one in self.series}
         for study in other.studies:
             fresh = tuple(one for one in study.series if one.key not in known)
-            key = study.patient_key, study.study_key
-            if key in merged:
-                merged[key] = replace(merged[key], series=_ordered((*merged[key].series, *fresh)))
+            if study.key in merged:
+                known_one = merged[study.key]
+                merged[study.key] = replace(known_one, series=_ordered((*known_one.series, *fresh)))
             elif fresh:
-                merged[key] = replace(study, series=fresh)
+                merged[study.key] = replace(study, series=fresh)
         findings = tuple(dict.fromkeys((*self.findings, *other.findings)))
         repeated = other.findings and set(other.findings) <= set(self.findings)
         return Listing(_numbered(merged.values()), findings, self.unread + (0 if repeated else other.unread))

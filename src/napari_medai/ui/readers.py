@@ -19,6 +19,7 @@ Paths = str | Sequence[str]
 ReaderFunction = Callable[[Paths], "list[Any]"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_ARCHIVE_SUFFIXES = (".zip", ".tar")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _DICM_END = 132
@@ -27,7 +28,7 @@ _NOTHING: list[Any] = [(None,)]
 
 
 def dicom_reader(path: Paths) -> ReaderFunction | None:
-    """napari's ``get_reader`` for DICOM: files by name or by ``DICM``, folders, DICOMDIR.
+    """napari's ``get_reader`` for DICOM: files by name or by ``DICM``, folders, DICOMDIR, archives of studies.
 
     Parameters
     ----------
@@ -97,6 +98,19 @@ def read_nifti(path: Paths) -> list[LayerData]:
     return _layers([open_image(one) for one in _listed(path)])
 
 
+def open_volumes(viewer: Any, volumes: Sequence[Volume]) -> list[Any]:
+    """Show opened images in a viewer: placed beside what it shows already, their findings said.
+
+    Returns
+    -------
+    list of napari Layers
+        Those that were added, in order.
+    """
+    from napari.layers import Layer
+
+    return [viewer.add_layer(Layer.create(*data)) for data in _layers(volumes)]
+
+
 def choose_series(path: str, series: Sequence[Any]) -> list[Any]:
     """Ask the user; see `napari_medai.ui.choose.choose_series`."""
     from napari_medai.ui.choose import choose_series as ask
@@ -113,6 +127,10 @@ def _may_be_dicom(path: str) -> bool:
     name = os.path.basename(path).lower()
     if name.endswith(_DICOM_SUFFIXES):
         return True
+    if name.endswith(_ARCHIVE_SUFFIXES):
+        from napari_medai.io.archive import holds_images
+
+        return holds_images(Path(path))
     try:
         if os.path.isdir(path):
             return not name.endswith(".zarr") and not any(os.path.exists(os.path.join(path, s)) for s in _ZARR_SIGNS)
@@ -167,14 +185,29 @@ def _beside(volume: Volume, path: str) -> bool:
 
 
 def _layers(volumes: Sequence[Volume]) -> list[LayerData]:
+    for volume in volumes:
+        _tell(volume)
+    return layers_of(volumes)
+
+
+def layers_of(volumes: Sequence[Volume]) -> list[LayerData]:
+    """The layers that show volumes beside those of the current viewer, which learns how patients lie.
+
+    Parameters
+    ----------
+    volumes : sequence of Volume
+        Each is shown on the display's axes of the first scan in whose space it lies; see
+        `napari_medai.ui.scans.shared_space`. Overlays of DICOM files become layers of labels.
+    """
     from napari_medai.ui.layers import volume_to_layers
     from napari_medai.ui.placement import METADATA_KEY, record
     from napari_medai.ui.scans import is_scan, shared_space, viewer_layers
+    from napari_medai.ui.viewing import attach_current
 
+    attach_current()
     shown = [record(layer) for layer in viewer_layers() if is_scan(layer)]
     made: list[LayerData] = []
     for volume in volumes:
-        _tell(volume)
         layers = volume_to_layers(volume, to_world=shared_space(volume, shown))
         shown += [layer[1]["metadata"][METADATA_KEY] for layer in layers]
         made += layers

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from napari_medai.ui.browser import StudyBrowser
 from napari_medai.ui.panel import StagePanel
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["classify_panel", "denoise_panel", "detect_panel", "explain_panel", "segment_panel"]
+__all__ = ["browser_panel", "classify_panel", "denoise_panel", "detect_panel", "explain_panel", "segment_panel"]
 
 
 class DenoisePanel(StagePanel):
@@ -51,6 +52,7 @@ class ExplainPanel(StagePanel):
 
 
 # the names in the manifest
+browser_panel = StudyBrowser
 denoise_panel = DenoisePanel
 segment_panel = SegmentPanel
 classify_panel = ClassifyPanel

@@ -1,0 +1,135 @@
+"""What the study browser does in threads: listing, thumbnails, identities, opening. Knows nothing of Qt."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_medai.core.errors import MedaiError
+from napari_medai.core.stage import Part, Progress
+from napari_medai.core.volume import Volume
+from napari_medai.io.study import Identity, Listing, Study, StudySeries, identity, list_studies
+from napari_medai.io.thumbnail import thumbnail
+from napari_medai.ui.worker import Job
+
+JOIN_SECONDS = 10.0  # how long closing waits for the file that is just being read
+
+
+@dataclass(frozen=True)
+class Request:
+    """A series to open, with the options of `napari_medai.open`."""
+
+    series: StudySeries
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Jobs:
+    """The threads of a browser, and what they leave behind; outlives its widgets, so that their end can end them.
+
+    Attributes
+    ----------
+    listing, opening, pictures, identities : Job or None
+        Under way.
+    opened : deque of Volume or MedaiError
+        What was opened and is to be shown, in order.
+    drawn : deque of (key, array or None)
+        Thumbnails; None where one cannot be decoded.
+    """
+
+    def __init__(self) -> None:
+        self.listing: Job[Listing] | None = None
+        self.opening: Job[None] | None = None
+        self.pictures: Job[None] | None = None
+        self.identities: Job[dict[tuple[str, str], Identity]] | None = None
+        self.opened: deque[Volume | MedaiError] = deque()
+        self.drawn: deque[tuple[tuple[str, str, int], NDArray[np.uint8] | None]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any thread works, or left something to be shown."""
+        return bool(self._all() or self.opened or self.drawn)
+
+    def look(self, paths: Sequence[str]) -> None:
+        """List what lies at some paths."""
+        self.listing = Job(lambda progress: _listed(paths, progress), name="medai-study")
+
+    def open(self, requests: Sequence[Request]) -> None:
+        """Open series in order; see ``opened``."""
+        self.opening = Job(lambda progress: _open(requests, self.opened, progress), name="medai-open")
+
+    def draw(self, series: Sequence[StudySeries]) -> None:
+        """Decode thumbnails; see ``drawn``."""
+        self.pictures = Job(lambda progress: _draw(series, self.drawn, progress), name="medai-thumbnails")
+
+    def identify(self, studies: Sequence[Study]) -> None:
+        """Read who studies are of."""
+        self.identities = Job(lambda progress: _identities(studies, progress), name="medai-identity")
+
+    def _all(self) -> list[Job[Any]]:
+        every: tuple[Job[Any] | None, ...] = (self.listing, self.opening, self.pictures, self.identities)
+        return [job for job in every if job is not None]
+
+    def stop(self, *_: Any) -> None:
+        """Cancel everything and wait for the threads."""
+        jobs = self._all()
+        self.listing = self.opening = self.pictures = self.identities = None
+        for job in jobs:
+            job.cancel()
+        for job in jobs:
+            job.join(JOIN_SECONDS)
+        self.opened.clear()
+        self.drawn.clear()
+
+
+def _listed(paths: Sequence[str], progress: Progress) -> Listing:
+    found = Listing()
+    for n, path in enumerate(paths):
+        found = found.with_more(list_studies(path, Part(progress, n / len(paths), (n + 1) / len(paths))))
+    return found
+
+
+def _open(requests: Sequence[Request], opened: deque[Volume | MedaiError], progress: Progress) -> None:
+    from napari_medai.io import open as open_image
+    from napari_medai.ui.appearance import contrast_limits
+
+    for n, request in enumerate(requests):
+        what = request.series
+        progress.update(n, len(requests), f"Opening {n + 1} of {len(requests)}: {what.info.description or 'series'}")
+        try:
+            options = {"series_uid": what.series_uid} if what.series_uid else {}
+            volume = open_image(what.path, **options, **request.options)
+            if not volume.is_rgb and not volume.meta.get("is_labels"):
+                # the planes that the layer's contrast is taken from are decoded here, and kept, not in the window
+                contrast_limits(volume)
+        except MedaiError as error:
+            progress.check()
+            opened.append(error)
+        else:
+            progress.check()
+            opened.append(volume)
+
+
+def _draw(series: Sequence[StudySeries], drawn: deque[Any], progress: Progress) -> None:
+    for one in series:
+        progress.check()
+        try:
+            pixels: NDArray[np.uint8] | None = thumbnail(one.image)
+        except MedaiError:
+            pixels = None  # opening it says what is wrong
+        drawn.append((one.key, pixels))
+
+
+def _identities(studies: Sequence[Study], progress: Progress) -> dict[tuple[str, str], Identity]:
+    found = {}
+    for study in studies:
+        progress.check()
+        try:
+            found[study.key] = identity(study.file)
+        except MedaiError:
+            continue  # stays a pseudonym
+    return found
