@@ -25,7 +25,8 @@ _KEYWORDS = (
     "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration",
     "SUVType",
 )  # fmt: skip
-_TAGS = tuple(int(tag_for_keyword(word) or 0) for word in _KEYWORDS)
+# GE: begin of a PET scan
+_TAGS = (*(int(tag_for_keyword(word) or 0) for word in _KEYWORDS), 0x0009100D)
 _OVERLAY = (0x0010, 0x0011, 0x0015, 0x0022, 0x0040, 0x0050, 0x0051, 0x0100, 0x0102, 0x1500, 0x3000)
 
 

@@ -18,6 +18,7 @@ from napari_medai.core.errors import GeometryError
 from napari_medai.io.dicom.headers import Header, frame_count, number, numbers
 from napari_medai.io.dicom.marks import kind_of, macro, marks_of
 from napari_medai.io.dicom.mosaic import mosaic_of
+from napari_medai.io.dicom.realworld import RealWorld, frame_mapping
 from napari_medai.io.dicom.segments import segmentation_frames
 
 # Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
@@ -85,6 +86,8 @@ class Frame:
     segments : tuple of (int, int) or None
         Frame number and segment number of each mask that the plane is put together from, for segmentations; none
         on a slice without any.
+    real : RealWorld or None
+        Stored value -> real-world value, if the frame's functional groups say it.
     """
 
     header: Header
@@ -101,6 +104,7 @@ class Frame:
     marks: Mapping[str, float] = field(default_factory=dict)
     tile: tuple[int, int] | None = None
     segments: tuple[tuple[int, int], ...] | None = None
+    real: RealWorld | None = None
 
 
 def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
@@ -169,6 +173,7 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
         _window(window),
         kind_of(header, group, shared),
         marks_of(header, index, group, shared),
+        real=None if group is shared is None else frame_mapping(group, shared, (slope, intercept)),
     )
 
 
@@ -237,15 +242,19 @@ def _offset_frames(header: Header, frames: list[Frame]) -> list[Frame]:
     step = header.number("SpacingBetweenSlices") or header.number("SliceThickness")
     detector = next(iter(header.items("DetectorInformationSequence")), None)
     tomogram = {"TOMO", "RECON TOMO", "RECON GATED TOMO"} & set(header.texts("ImageType"))
+    way = None if first is None else first.normal
     if first is not None and len(offsets) == len(frames):
         along = np.asarray(_finite(offsets, "frame offset") - offsets[0], dtype=np.float64)
+        if offsets[0] != 0 and abs(first.normal[2]) > 1 - DIRECTION_TOLERANCE:
+            way = np.array([0.0, 0.0, 1.0])  # not offsets but the z coordinates of axial planes
     elif detector is not None and tomogram and step is not None and math.isfinite(step) and step != 0:
         position, orientation = numbers(detector, "ImagePositionPatient"), numbers(detector, "ImageOrientationPatient")
         first = _place(position, orientation, frames[0].spacing)
         along = np.asarray(step * np.arange(len(frames)), dtype=np.float64)
+        way = None if first is None else first.normal
     else:
         first = None
-    if first is None:
+    if first is None or way is None:
         # One position for all frames says nothing of where each of them lies.
         return [replace(f, place=None) for f in frames]
-    return [replace(f, place=first.moved(first.normal * far)) for f, far in zip(frames, along, strict=True)]
+    return [replace(f, place=first.moved(way * far)) for f, far in zip(frames, along, strict=True)]

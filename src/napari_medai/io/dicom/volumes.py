@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import numpy as np
 
 from napari_medai.core.volume import Volume
-from napari_medai.io.dicom.decoding import Plane, modality_table
+from napari_medai.io.dicom.decoding import Plane
 from napari_medai.io.dicom.frames import Frame
+from napari_medai.io.dicom.headers import Header
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.segments import segment_meta
 from napari_medai.io.dicom.stacks import Stack
+from napari_medai.io.dicom.values import Scale, choose
 
+# Transfer syntaxes that lose something whatever the header says, and the terms of (0028,2114)
+_LOSSY = {
+    "1.2.840.10008.1.2.4.50": "JPEG",
+    "1.2.840.10008.1.2.4.51": "JPEG",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
+}
+_METHODS = {
+    "ISO_10918_1": "JPEG", "ISO_14495_1": "JPEG-LS", "ISO_15444_1": "JPEG 2000", "ISO_15444_15": "HTJ2K",
+    "ISO_13818_2": "MPEG2", "ISO_14496_10": "MPEG-4", "ISO_23008_2": "HEVC",
+}  # fmt: skip
 # Hounsfield units of air, what is around a patient.
 _AIR = -1000
 
 
 def volume_of(
-    stack: Stack, files: dict[str, PixelFile], uid: str, findings: tuple[str, ...] = (), source: str = ""
+    stack: Stack,
+    files: dict[str, PixelFile],
+    uid: str,
+    findings: tuple[str, ...] = (),
+    source: str = "",
+    values: str = "",
 ) -> Volume:
     """The Volume of a stack.
 
@@ -36,31 +54,42 @@ def volume_of(
         What is unusual about the series.
     source : str
         Where it was opened.
+    values : str
+        Which values the pixels get, a name of `VALUES`.
 
     Returns
     -------
     Volume
         Axes ``"zyx"``, ``"tzyx"``, ``"tyx"`` or ``"yx"``, with ``s`` for colour.
+
+    Raises
+    ------
+    InputError, ParamsError
+        These values cannot be given.
     """
     lead = stack.frames[0]
     header = lead.header
-    tables: dict[str, Any] = {}
-    planes = [[None if f is None else _plane(f, files, tables) for f in row] for row in stack.planes]
+    choice = choose(stack.frames, values)
+    scales = iter(choice.scales)
+    shown = choice.meta["values"]
+    planes = [[None if f is None else _plane(f, files, next(scales), shown) for f in row] for row in stack.planes]
     real = [p for row in planes for p in row if p is not None]
     colour = real[0].file.colour
-    dtype = common_dtype(real, hounsfield=header.text("Modality") == "CT")
-    array = Planes(planes, lead.rows, lead.columns, dtype, colour, _blank(lead, dtype)).lazy()
+    dtype = common_dtype(real, hounsfield=header.text("Modality") == "CT" and shown in ("rescale", "display"))
+    array = Planes(planes, lead.rows, lead.columns, dtype, colour, _blank(lead, real[0], dtype)).lazy()
     axes = ("t" if stack.has_time else "") + ("z" if stack.has_depth else "") + "yx" + ("s" if colour else "")
     array = array[(slice(None) if stack.has_time else 0, slice(None) if stack.has_depth else 0)]
-    notes = [*findings, *stack.findings]
+    notes = [*findings, *stack.findings, *choice.findings]
     if real[0].inverted:
         notes.append("MONOCHROME1: the stored values were reversed, so that bright is bright.")
-    if header.text("LossyImageCompression") == "01":
-        notes.append("The pixels were compressed with loss.")
+    lossy = next(filter(None, (_loss(f.header) for f in stack.frames)), "")
+    notes += [lossy] if lossy else []
     meta: dict[str, Any] = {"findings": tuple(notes), "series_uid": uid, "photometric": real[0].file.photometric}
-    window = _window(lead, real[0])
-    if window is not None and not colour:
-        meta["window"] = window
+    if not colour:
+        meta |= choice.meta
+        window, padding = _window(lead, real[0]), _padding(header, real[0])
+        meta |= {"window": window} if window is not None else {}
+        meta |= {"padding": padding} if padding is not None else {}
     if stack.axis is not None:
         meta["axis_t"] = {"name": stack.axis[0], "unit": stack.axis[1], "values": stack.axis[2]}
     if lead.thickness is not None and header.number("SliceThickness"):
@@ -75,6 +104,11 @@ def volume_of(
             meta[key] = re.sub(r"[\x00-\x1f\x7f]+", " ", header.text(keyword)).strip()[:64]
     if header.number("SeriesNumber") is not None:
         meta["series_number"] = header.integer("SeriesNumber")
+    if header.text("Modality") == "RTDOSE":
+        for key, keyword in (("dose_type", "DoseType"), ("dose_summation", "DoseSummationType")):
+            meta |= {key: header.text(keyword).lower()[:16]} if header.text(keyword) else {}
+        if header.number("DoseGridScaling") is None:
+            meta["findings"] += ("The dose has no Dose Grid Scaling; the values are those stored, not a dose.",)
     if header.text("Modality") == "SEG":
         found, unusual = segment_meta(header)
         meta |= found
@@ -82,34 +116,56 @@ def volume_of(
     return Volume(array, axes, stack.affine, stack.units, header.text("Modality"), _name(lead), meta, source)
 
 
-def _plane(frame: Frame, files: dict[str, PixelFile], tables: dict[str, Any]) -> Plane:
+def _plane(frame: Frame, files: dict[str, PixelFile], scale: Scale, values: str) -> Plane:
     file = files[frame.header.path]
-    if frame.header.path not in tables:
-        tables[frame.header.path] = modality_table(frame.header)
     tile = None if frame.tile is None else (*frame.tile, frame.rows, frame.columns)
-    inverted = file.photometric == "MONOCHROME1" and file.keyword == "PixelData"
-    table = tables[frame.header.path]
-    return Plane(file, frame.index, tile, frame.slope, frame.intercept, inverted, table, frame.segments)
+    inverted = file.photometric == "MONOCHROME1" and file.keyword == "PixelData" and values != "stored"
+    return Plane(file, frame.index, tile, scale.slope, scale.intercept, inverted, scale.table, frame.segments)
+
+
+def _loss(header: Header) -> str:
+    if header.text("LossyImageCompression") != "01" and header.syntax not in _LOSSY:
+        return ""
+    methods = [_METHODS.get(word, word) for word in header.texts("LossyImageCompressionMethod") if word]
+    ratios = [f"{ratio:g} : 1" for ratio in header.numbers("LossyImageCompressionRatio") if math.isfinite(ratio)]
+    said = ", ".join([*methods, *ratios])[:64] or _LOSSY.get(header.syntax, "")
+    return f"The pixels were compressed with loss{f' ({said})' if said else ''}."
 
 
 def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:
+    """The header's window, which is for rescaled values, in the values of the plane."""
     if frame.window is None:
         return None
     low, high = frame.window
+    if plane.segments is None and (plane.slope, plane.intercept) != (frame.slope, frame.intercept):
+        if plane.table is not None:
+            return None
+        stored = ((end - frame.intercept) / frame.slope for end in (low, high))
+        low, high = sorted(end * plane.slope + plane.intercept for end in stored)
     if plane.inverted:
         low, high = sum(plane.limits) - high, sum(plane.limits) - low
     return low, high
 
 
-def _blank(frame: Frame, dtype: np.dtype[Any]) -> float:
-    header = frame.header
-    padding = header.number("PixelPaddingValue")
-    if padding is not None and padding > 32767 and header.integer("PixelRepresentation") == 1:
-        padding -= 65536  # implicit files do not say that the value is signed
-    if padding is not None and np.isfinite(padding):
-        value = padding * frame.slope + frame.intercept
-    else:
-        value = float(_AIR) if header.text("Modality") == "CT" else 0.0
+def _padding(header: Header, plane: Plane) -> tuple[float, float] | None:
+    """Lowest and highest value that stand for no measurement (PS3.3 C.7.5.1.1.2), as shown."""
+    stored = [header.number("PixelPaddingValue"), header.number("PixelPaddingRangeLimit")]
+    if stored[0] is None or plane.file.dtype.kind == "f" or plane.segments is not None:
+        return None
+    # implicit files do not say that the value is signed
+    signs = [v - 65536 if v > 32767 and plane.file.signed else v for v in stored if v is not None and math.isfinite(v)]
+    if plane.table is not None or not signs:
+        return None
+    ends = [v * plane.slope + plane.intercept for v in signs]
+    if plane.inverted:
+        ends = [sum(plane.limits) - end for end in ends]
+    return min(ends), max(ends)
+
+
+def _blank(frame: Frame, plane: Plane, dtype: np.dtype[Any]) -> float:
+    padding = _padding(frame.header, plane)
+    nothing = float(_AIR) if frame.header.text("Modality") == "CT" else 0.0
+    value = nothing if padding is None else padding[0]
     if dtype.kind == "f":
         return value
     limits = np.iinfo(dtype)
