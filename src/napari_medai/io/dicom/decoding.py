@@ -14,6 +14,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 
 from napari_medai.core.errors import ReadError
+from napari_medai.io.dicom.codecs import decode_grey
 from napari_medai.io.dicom.headers import Header, items, numbers, value
 from napari_medai.io.dicom.jpeg import stream_frame
 from napari_medai.io.dicom.pixels import FLOAT_BYTES, NATIVE_LITTLE, PixelFile, syntax_uid
@@ -60,6 +61,7 @@ class Plane:
         """Whether values are whole numbers."""
         return (
             self.file.keyword not in FLOAT_BYTES
+            and (self.table is None or self.table[1].dtype.kind in "iu")
             and float(self.slope).is_integer()
             and float(self.intercept).is_integer()
         )
@@ -68,7 +70,9 @@ class Plane:
     def limits(self) -> tuple[float, float]:
         """Smallest and largest value that the stored bits can give."""
         if self.table is not None:
-            return int(self.table[1].min()), int(self.table[1].max())
+            first, last = self.table[1].min(), self.table[1].max()
+            ends = [float(v) * self.slope + self.intercept for v in (first, last)]
+            return min(ends), max(ends)
         ends = [v * self.slope + self.intercept for v in self.file.limits]
         return min(ends), max(ends)
 
@@ -103,13 +107,15 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
         stored = stored[row : row + rows, column : column + columns]
     if plane.file.colour:
         return stored.astype(dtype, copy=False)
+    if plane.table is not None:
+        first, entries = plane.table
+        found = entries[np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)]
+        if plane.inverted:
+            found = entries.min() + (entries.max() - found)
+        return np.asarray(found * plane.slope + plane.intercept if plane.slope != 1 else found, dtype=dtype)
     if plane.inverted:
         low, high = plane.file.limits
         stored = np.subtract(low + high, stored, dtype=np.int64 if stored.dtype.itemsize < 8 else stored.dtype)
-    if plane.table is not None:
-        first, entries = plane.table
-        places = np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)
-        return np.asarray(entries[places], dtype=dtype)
     if plane.slope == 1 and plane.intercept == 0:
         return stored.astype(dtype, copy=False)
     if dtype.kind == "f":
@@ -198,7 +204,10 @@ def _decompressed(file: PixelFile, frame: int) -> NDArray[Any]:
     else:
         with open(file.path, "rb") as stream:
             if plugin and file.syntax != _RLE:
-                _check_stream(file, stream, index)
+                data = _checked_stream(file, stream, index)
+                grey = decode_grey(data, file)
+                if grey is not None:
+                    return grey
             stream.seek(file.offset)
             try:
                 array, _ = decoder.as_array(stream, index=index, decoding_plugin=plugin, **file.options)
@@ -222,17 +231,18 @@ def _plugin(syntax: str) -> str:
     return next((name for name in _DECODERS if name in available), "")
 
 
-def _check_stream(file: PixelFile, stream: Any, index: int) -> None:
+def _checked_stream(file: PixelFile, stream: Any, index: int) -> bytes:
     # Decoders believe the stream: GDCM ends the process over a contradiction, others work for minutes on
     # the 65535 x 65535 pixels that a damaged byte claims.
     stream.seek(file.offset)
     offsets = file.options.get("extended_offsets")
     data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
     if data[4:8] == b"jP  ":
-        return  # a JP2 file in place of a codestream, against the standard; the decoders read it
+        return data  # a JP2 file in place of a codestream, against the standard; the decoders read it
     found = stream_frame(data)
     if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
         raise ValueError("the compressed stream is not of the size that the header states")
+    return data
 
 
 @lru_cache(maxsize=2)
