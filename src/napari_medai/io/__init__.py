@@ -128,6 +128,15 @@ _ROWS = (
         reads=False,
         writes="images",
     ),
+    Format(
+        "archive",
+        "ZIP and tar archives",
+        (".zip", ".tar"),
+        "napari_medai.io.archive",
+        reads=True,
+        writes="",
+        sign="'PK' at the start or 'ustar' at byte 257",
+    ),
     Format("csv", "CSV table", (".csv",), "napari_medai.io.tables", reads=False, writes="tables"),
     Format("json", "JSON with provenance", (".json",), "napari_medai.io.tables", reads=False, writes="tables"),
 )

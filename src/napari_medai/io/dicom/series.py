@@ -19,6 +19,7 @@ from napari_medai.core.errors import (
 )
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
+from napari_medai.io.archive import folder_of
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.frames import frames_of
 from napari_medai.io.dicom.headers import Header, read_header, read_headers
@@ -143,7 +144,7 @@ def scan(path: PathLike, progress: Progress | None = None) -> list[Series]:
     Parameters
     ----------
     path : path
-        A file, a folder or a DICOMDIR.
+        A file, a folder, a DICOMDIR or an archive.
     progress : Progress, optional
         Told how many headers are read; may stop the reading.
 
@@ -154,7 +155,8 @@ def scan(path: PathLike, progress: Progress | None = None) -> list[Series]:
     NoImagesError, UnsupportedFormatError
         Nothing there holds an image.
     """
-    here = Path(os.path.abspath(path))  # pixels are read later, perhaps from another working directory
+    # pixels are read later, perhaps from another working directory; an archive is the folder that it holds
+    here = folder_of(Path(os.path.abspath(path)))
     if here.is_dir():
         directory = next((p for p in (here / "DICOMDIR", here / "dicomdir") if p.is_file()), None)
         paths = _files_below(here)
