@@ -172,6 +172,16 @@ def test_cover_of_a_tilted_grid():
     assert covering_grid(straight, np.eye(4)).same_place(straight)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(*[st.floats(-50, 50)] * 3), st.tuples(*[st.floats(0.5, 4)] * 3))
+def test_no_voxel_falls_through_a_cover_of_all(angles, spacing):
+    tilted = Grid((4, 6, 5), turned(*angles) @ scaling(spacing, (7, 8, 9)), "mm")
+    numbers = np.arange(1, 121).reshape(tilted.shape)
+    cover = covering_grid(tilted, np.eye(4), every_voxel=True)
+    shown = reslice(Volume(numbers, "zyx", tilted.affine, "mm"), cover, order=0).numpy()
+    assert set(np.unique(shown)) - {0} == set(numbers.ravel())
+
+
 def test_what_cannot_be_resliced():
     with pytest.raises(InputError, match="in um, the image in mm"):
         reslice(ramp(), Grid((1, 1, 1), np.eye(4), "um"))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError
 from napari_medai.core.geometry import Affine, Grid
-from napari_medai.core.sampling import Source, Where
+from napari_medai.core.sampling import ROUNDING, Source, Where
 from napari_medai.core.volume import SPATIAL_AXES, Volume
 
 # Outside of a CT there is air.
@@ -95,7 +95,7 @@ def resampled(
     return Resampled(source, tuple(out), matrix[:3, 3], {}, order, outside, np.dtype(dtype or array.dtype))
 
 
-def covering_grid(grid: Grid, frame: Affine) -> Grid:
+def covering_grid(grid: Grid, frame: Affine, *, every_voxel: bool = False) -> Grid:
     """The smallest grid parallel to a frame's axes that holds a tilted one without losing its detail.
 
     Parameters
@@ -104,6 +104,9 @@ def covering_grid(grid: Grid, frame: Affine) -> Grid:
         To be covered.
     frame : (4, 4) array
         Frame coordinates -> world: a rigid motion, or the affine of a viewer's display.
+    every_voxel : bool
+        Whether each voxel is to be the nearest one of at least one point of the new grid, so that nothing is lost
+        between two points: up to three times as fine. Default False.
 
     Returns
     -------
@@ -115,7 +118,12 @@ def covering_grid(grid: Grid, frame: Affine) -> Grid:
     through = np.linalg.solve(frame, grid.affine)
     linear = through[:3, :3]
     # one frame unit along axis d moves the index by |inverse[:, d]|: a step may move no index by more than one
-    spacing = 1 / np.abs(np.linalg.inv(linear)).max(axis=0)
+    moves = np.abs(np.linalg.inv(linear))
+    spacing = 1 / moves.max(axis=0)
+    if every_voxel:
+        # half a step along all axes together stays within half a voxel of each index
+        far = np.maximum(1.0, moves @ spacing)
+        spacing /= np.where(moves * spacing > ROUNDING, far[:, None], 1.0).max(axis=0)
     ends = np.array(list(product(*[(-0.5, n - 0.5) for n in grid.shape]))) @ linear.T + through[:3, 3]
     low, high = ends.min(axis=0), ends.max(axis=0)
     size = np.maximum(1, np.ceil((high - low) / spacing - 1e-3)).astype(int)

@@ -16,7 +16,7 @@ from napari_medai.core.volume import SPATIAL_AXES
 # Planes of lazy sources are kept up to this size, all frames together; a larger image is read again for each plane.
 KEPT_BYTES = 512 * 2**20
 # Coordinates are compared and rounded to this share of a voxel: 1e-5 of a step in value on a ramp of one per voxel.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 
 
 class Where:
@@ -40,14 +40,14 @@ class Where:
         for a, n in enumerate(shape):
             at = np.full((1,) * len(sizes), origin[a])
             for d, size in enumerate(sizes):
-                if abs(vectors[d, a]) * size > _ROUNDING:
+                if abs(vectors[d, a]) * size > ROUNDING:
                     at = at + (vectors[d, a] * np.arange(size)).reshape(
                         [-1 if e == d else 1 for e in range(len(sizes))]
                     )
             if at.size <= max(sizes, default=1):
                 whole = np.rint(at)
-                at = np.where(np.abs(at - whole) <= _ROUNDING, whole, at)
-            inside = inside & (at >= -0.5 - _ROUNDING) & (at <= n - 0.5 + _ROUNDING)
+                at = np.where(np.abs(at - whole) <= ROUNDING, whole, at)
+            inside = inside & (at >= -0.5 - ROUNDING) & (at <= n - 0.5 + ROUNDING)
             coordinates.append(np.clip(at, 0, n - 1))
         inside = np.broadcast_to(inside, self._sizes)
         self._all = bool(inside.all())
@@ -97,7 +97,7 @@ class Where:
 def _split(at: NDArray[np.float64], order: int) -> tuple[NDArray[np.intp], NDArray[np.float64] | None]:
     """The lower voxel and the share of the next one; none where all points lie on voxels."""
     if order == 0:
-        return np.floor(at + (0.5 - _ROUNDING)).astype(np.intp), None
+        return np.floor(at + (0.5 - ROUNDING)).astype(np.intp), None
     lower = np.floor(at)
     share = at - lower
     return lower.astype(np.intp), share if share.any() else None

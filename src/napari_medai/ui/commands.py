@@ -43,7 +43,9 @@ def open_paths(viewer: Any, paths: list[str]) -> list[Any]:
     from napari.layers import Layer
 
     from napari_medai.ui.readers import read_dicom
+    from napari_medai.ui.viewing import attach
 
+    attach(viewer)
     return [viewer.add_layer(Layer.create(*layer)) for layer in read_dicom(paths) if layer[0] is not None]
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world, without_rotation
+from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world
 from napari_medai.core.provenance import Provenance
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.ui.appearance import heat_colors, image_look, label_colors, label_features
-from napari_medai.ui.placement import METADATA_KEY, display_affine, is_straight, placing
+from napari_medai.ui.placement import (
+    METADATA_KEY,
+    display_affine,
+    is_straight,
+    moved_by_hand,
+    placing,
+    record,
+    straightened,
+)
+from napari_medai.ui.reslicing import PaintedView, view_of
 from napari_medai.ui.scans import checksum, displayed_to_world, layer_to_volume, place_of
 
 __all__ = ["LayerData", "layer_to_volume", "result_to_layers", "volume_to_layer", "volume_to_layers"]
@@ -41,7 +51,7 @@ def volume_to_layer(
         A scan whose displayed geometry the layer follows, so that both lie on each other. Default: its own.
     to_world : (4, 4) array, optional
         The way from the display to the patient of another scan in the same space, to be shown beside: its axes
-        are the display's, and the volume's centre stays where it is in the patient. See `shared_space`.
+        are the display's. A volume that is tilted against them is seen through a lazy view. See `shared_space`.
     look : dict, optional
         Keyword arguments of the layer in place of those chosen here.
 
@@ -52,13 +62,18 @@ def volume_to_layer(
         hold ``units``, ``axis_labels`` and ``metadata["medai"]`` with the volume, its findings, and the way
         ``to_world`` from the display to the patient.
     """
-    volume, displayed = _shown(volume, frame, to_world)
-    to_world = volume.affine @ np.linalg.inv(displayed)
     is_labels = bool(volume.meta.get("is_labels")) and volume.dtype.kind in "iub"
     if is_labels:
         volume = volume.replace(array=_paintable(volume.array))
-    keywords: dict[str, Any] = {"name": volume.name, **placing(displayed, volume.axes, volume.units)}
-    keywords["metadata"] = _metadata(volume, to_world, tuple(volume.meta.get("findings", ())))
+    shown = _shown(volume, frame, to_world)
+    volume = shown.volume
+    keywords: dict[str, Any] = {"name": volume.name, **placing(shown.displayed, volume.axes, volume.units)}
+    keywords["metadata"] = _metadata(volume, shown.to_world, tuple(volume.meta.get("findings", ())))
+    if shown.is_view:
+        keywords["metadata"][METADATA_KEY]["view"] = shown.displayed
+    levels = () if is_labels or shown.is_view else _levels(volume)
+    if levels:
+        keywords["multiscale"] = True
     if is_labels:
         names = dict(volume.meta.get("label_names", {}))
         features = label_features({}, names) if names else {}
@@ -66,16 +81,20 @@ def volume_to_layer(
         colors = volume.meta.get("label_colors")
         keywords |= {"colormap": label_colors(colors)} if colors else {}
     elif look is None:
-        keywords |= image_look(volume)
-    return volume.array, keywords | (look or {}), "labels" if is_labels else "image"
+        keywords |= image_look(volume.replace(array=levels[-1]) if levels else volume)
+    return levels or shown.array, keywords | (look or {}), "labels" if is_labels else "image"
 
 
 def volume_to_layers(volume: Volume, *, to_world: Affine | None = None) -> list[LayerData]:
-    """The layers that show an opened image: one, or one for each channel; ``to_world`` as in `volume_to_layer`.
+    """The layers that show an opened image: one, or one for each channel or segment.
 
     Channels are shown one layer each, in colours that add up, because each has its own contrast and a stage
-    works on one of them.
+    works on one of them. Segments that overlap come as a series of labels and are shown one layer each too.
+    ``to_world`` as in `volume_to_layer`.
     """
+    if (volume.meta.get("axis_t") or {}).get("name") == "segment" and volume.meta.get("is_labels"):
+        segments = [_segment(volume, n) for n in range(volume.size("t"))] if "t" in volume.axes else [volume]
+        return [volume_to_layer(one, to_world=to_world) for one in segments]
     if "c" not in volume.axes:
         return [volume_to_layer(volume, to_world=to_world)]
     count = volume.size("c")
@@ -84,6 +103,19 @@ def volume_to_layers(volume: Volume, *, to_world: Affine | None = None) -> list[
         channels = [one.replace(name=f"{volume.name} c{n}") for n, one in enumerate(channels)]
     looks = [_channel_look(one, n, count) for n, one in enumerate(channels)]
     return [volume_to_layer(one, to_world=to_world, look=look) for one, look in zip(channels, looks, strict=True)]
+
+
+def _segment(volume: Volume, n: int) -> Volume:
+    """One of overlapping segments, by its own name."""
+    values = volume.meta["axis_t"].get("values", ())
+    number = int(values[n]) if n < len(values) else n + 1
+    names = volume.meta.get("label_names", {})
+    meta = {key: value for key, value in volume.meta.items() if key != "axis_t"}
+    for key in ("label_names", "label_colors"):
+        if number in meta.get(key, {}):
+            meta[key] = {number: meta[key][number]}
+    meta["findings"] = volume.meta.get("findings", ()) if n == 0 else ()
+    return volume.take("t", n).replace(name=f"{volume.name} {names.get(number, number)}", meta=meta)
 
 
 def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
@@ -121,42 +153,69 @@ def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
     return [layer]
 
 
-def _shown(volume: Volume, frame: Volume | Any, to_world: Affine | None) -> tuple[Volume, Affine]:
-    """The volume in the order of axes it is shown in, and its index -> displayed."""
-    if frame is not None:
-        displayed = _on(volume.grid, volume.ndim_spatial, frame)
-        if displayed is not None:
-            return volume, displayed
-    if to_world is None or "z" not in volume.axes:
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a layer is given: the volume in the order of axes it is shown in, its array or a view of it, and where."""
+
+    volume: Volume
+    array: Any
+    displayed: Affine
+    to_world: Affine
+    is_view: bool = False
+
+
+def _shown(volume: Volume, frame: Volume | Any, to_world: Affine | None) -> _Shown:
+    displayed = _on(volume.grid, volume.ndim_spatial, frame) if frame is not None else None
+    if "z" not in volume.axes:
+        displayed = display_affine(volume) if displayed is None else displayed
+        return _Shown(volume, volume.array, displayed, volume.affine @ np.linalg.inv(displayed))
+    if displayed is None and to_world is not None:
+        displayed = np.asarray(np.linalg.solve(to_world, volume.affine))
+    if displayed is None:
         volume = volume.canonical()
-        return volume, display_affine(volume)
-    back = np.linalg.inv(to_world)
-    volume = volume.reoriented(canonical_reorientation(back @ volume.affine))
-    return volume, without_rotation(back @ volume.affine, volume.grid.shape)
+        displayed = display_affine(volume)
+    else:
+        turn = canonical_reorientation(displayed)
+        displayed = np.asarray(displayed @ turn.matrix(volume.grid.shape))
+        volume = volume.reoriented(turn)
+    straight = displayed if is_straight(displayed) else straightened(displayed, volume.grid.shape)
+    if straight is not None:
+        return _Shown(volume, volume.array, straight, volume.affine @ np.linalg.inv(straight))
+    way = volume.affine @ np.linalg.inv(displayed)
+    array, displayed = view_of(volume, way)
+    return _Shown(volume, array, displayed, way, True)
 
 
 def _on(grid: Grid, ndim: int, frame: Volume | Any) -> Affine | None:
     """Index -> displayed of a grid shown on a scan; None where it can only be shown by itself.
 
     Voxels of the scan's own number are the scan's own: results say so, and that makes them lie exactly on it
-    whatever was done to the layer since. Other grids go through the patient, if napari can slice them then.
+    whatever was done to the layer since. Other grids go through the patient.
     """
     if isinstance(frame, Volume):
         if grid.shape == frame.grid.shape and not canonical_reorientation(frame.affine).is_identity and ndim == 3:
             return None  # both are brought to the same canonical axes
         displayed, to_world = display_affine(frame), displayed_to_world(frame)
-        if grid.same_place(frame.grid):
-            return displayed
-    else:
-        size = tuple(frame.data.shape[: frame.ndim])[-ndim:] if hasattr(frame.data, "shape") else ()
-        place = place_of(frame, None, ndim, size) if frame.ndim >= ndim else None
-        if place is None:
-            return None
-        if size == grid.shape[3 - ndim :]:
-            return place.displayed
-        to_world = place.to_world
-    through = np.asarray(np.linalg.inv(to_world) @ grid.affine)
-    return through if is_straight(through) else None
+        return displayed if grid.same_place(frame.grid) else np.asarray(np.linalg.solve(to_world, grid.affine))
+    known = record(frame)
+    if "view" in known and ndim == 3:
+        scan = known["volume"]
+        own = scan.affine if grid.shape == scan.grid.shape else grid.affine
+        return np.asarray(moved_by_hand(frame) @ np.linalg.solve(known["to_world"], own))
+    size = tuple(frame.data.shape[: frame.ndim])[-ndim:] if hasattr(frame.data, "shape") else ()
+    place = place_of(frame, None, ndim, size) if frame.ndim >= ndim else None
+    if place is None:
+        return None
+    if size == grid.shape[3 - ndim :]:
+        return place.displayed
+    through = np.asarray(np.linalg.solve(place.to_world, grid.affine))
+    return through if ndim == 3 or is_straight(through) else None
+
+
+def _levels(volume: Volume) -> list[Any]:
+    """The levels of a pyramid, finest first; none where the volume is not its finest level."""
+    levels = list(volume.meta.get("levels", ()))
+    return levels if len(levels) > 1 and levels[0] is volume.array else []
 
 
 def _metadata(volume: Volume | None, to_world: Affine, findings: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -192,7 +251,8 @@ def _mask(result: Mask, scan: Volume | Any) -> LayerData:
     look |= {"features": features} if features else {}
     layer = volume_to_layer(result.labels.replace(meta=meta), frame=scan, look=look)
     layer[1]["metadata"][METADATA_KEY]["table"] = result.table
-    layer[1]["metadata"][METADATA_KEY]["checksum"] = checksum(layer[0])
+    painted = layer[0].source if isinstance(layer[0], PaintedView) else layer[0]
+    layer[1]["metadata"][METADATA_KEY]["checksum"] = checksum(painted)
     return layer
 
 

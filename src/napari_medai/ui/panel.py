@@ -34,6 +34,7 @@ from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.placement import METADATA_KEY
 from napari_medai.ui.reports import Activity, report
 from napari_medai.ui.running import Run, Running, progress_text, work
+from napari_medai.ui.viewing import attach
 from napari_medai.ui.worker import Job, State
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class StagePanel(QWidget):
         # napari hands plugins a proxy, and a proxy makes a new object of the same layer each time it is asked: then
         # nothing tells which layer was chosen
         self._viewer = viewer = getattr(viewer, "__wrapped__", viewer)
+        attach(viewer)
         self._model_pinned = False  # the person chose a model: layers follow it, not the other way round
         self._placing = False  # our own new layers do not become the next input
         self._edited: set[Layer] = set()

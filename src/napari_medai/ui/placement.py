@@ -1,10 +1,11 @@
 """Where a layer lies: between napari's transforms and places in the patient.
 
-Three coordinates meet here. *Index* counts voxels. *Displayed* is napari's world: what the layer's scale,
-translate and affine lead to. *World* is the patient (or the microscope's stage), as in
-`napari_medai.core.geometry`. napari slices along its own axes only, so an oblique scan is displayed without its
-rotation; the map from displayed to world of each scan travels in its layer's metadata, and whatever is painted or
-found on the scan goes back through it.
+Three coordinates meet here. *Index* counts voxels. *Displayed* is napari's world while it shows slices: what the
+layer's scale, translate and affine lead to. *World* is the patient (or the microscope's stage), as in
+`napari_medai.core.geometry`. napari slices along its own axes only, so the first scan of a space lends the display its
+axes: it is displayed without its rotation, and scans that are tilted against it through views that are parallel to
+them (`napari_medai.ui.reslicing`). The map from displayed to world travels in each layer's metadata, and whatever is
+painted or found goes back through it. While napari renders in 3-D its world is the patient's own (`SOLID_KEY`).
 """
 
 from __future__ import annotations
@@ -14,27 +15,78 @@ from typing import Any
 
 import numpy as np
 
-from napari_medai.core.geometry import Affine, directions, spacing, without_rotation
+from napari_medai.core.geometry import Affine, Grid, directions, index_to_world, spacing, without_rotation
 from napari_medai.core.volume import KNOWN_AXES, SPATIAL_AXES, Volume
 
 METADATA_KEY = "medai"
+# Layers that are in the patient's world for the time being carry the way from the display to it under this key.
+SOLID_KEY = "medai 3-D"
 # Off-diagonal terms below this share of the spacing are rounding or a tilt of 0.06 degrees: shown straight.
 _STRAIGHT = 1e-3
+# A scan is shown straight where no corner then lies further from its place than this share of a voxel.
+_TURNED_VOXELS = 0.25
+# Axes whose cosine is below this stand upright on each other: direction cosines have six digits in many files.
+_UPRIGHT = 1e-4
+
+
+def display_frame(volume: Volume) -> Affine:
+    """Displayed -> world of a volume that is shown by itself: its own axes become the display's.
+
+    The volume's centre stays in place. A sheared volume (a tilted gantry) lends the plane of the two axes that
+    stand most upright on each other, and the normal of that plane.
+    """
+    directed = directions(volume.affine)
+    first, second = min(((1, 2), (0, 1), (0, 2)), key=lambda pair: abs(directed[:, pair[0]] @ directed[:, pair[1]]))
+    third = 3 - first - second
+    axes = directed.copy()
+    axes[:, second] -= axes[:, first] * (axes[:, first] @ axes[:, second])
+    axes[:, second] /= np.linalg.norm(axes[:, second])
+    normal = np.cross(axes[:, first], axes[:, second])
+    axes[:, third] = normal * np.sign(normal @ directed[:, third])
+    frame = np.eye(4)
+    frame[:3, :3] = axes
+    centre = index_to_world(volume.affine, (np.asarray(volume.grid.shape) - 1) / 2)
+    frame[:3, 3] = centre - axes @ centre
+    return frame
+
+
+def is_sheared(affine: Affine) -> bool:
+    """Whether the array's axes are not at right angles."""
+    directed = directions(affine)
+    return bool(np.abs(directed.T @ directed - np.eye(3)).max() > _UPRIGHT)
 
 
 def display_affine(volume: Volume) -> Affine:
     """Index (k, j, i) -> displayed, for a volume that is shown by itself.
 
-    A volume is shown on `without_rotation` of its affine. A 2-D image is shown in its own plane: displayed
-    (y, x) are millimetres along its columns and rows from the world's origin, so that parallel slices fall
-    on each other and axial ones fall on axial volumes.
+    A volume is shown on `without_rotation` of its affine, a sheared one in its `display_frame`. A 2-D image is
+    shown in its own plane: displayed (y, x) are millimetres along its columns and rows from the world's origin, so
+    that parallel slices fall on each other and axial ones fall on axial volumes.
     """
     if "z" in volume.axes:
+        if is_sheared(volume.affine):
+            return np.asarray(np.linalg.solve(display_frame(volume), volume.affine))
         return without_rotation(volume.affine, volume.grid.shape)
     straight = np.diag([*spacing(volume.affine), 1.0])
     straight[:3, 3] = np.linalg.solve(directions(volume.affine), volume.affine[:3, 3])
     straight[0] = (1, 0, 0, 0)  # a 2-D layer keeps nothing along z
     return straight
+
+
+def straightened(through: Affine, shape: tuple[int, int, int]) -> Affine | None:
+    """Index -> displayed without the rest of a rotation or shear; None where voxels would leave their places.
+
+    Parameters
+    ----------
+    through : (4, 4) array
+        Index -> displayed, of axes in the display's order.
+    shape : tuple of 3 ints
+        Size along z, y, x.
+    """
+    straight = without_rotation(through, shape)
+    away = Grid(shape, straight).corners() - Grid(shape, through).corners()
+    near = np.abs(away).max(axis=0) <= _TURNED_VOXELS * np.diag(straight)[:3]
+    return straight if near.all() else None
 
 
 def is_straight(affine: Affine) -> bool:
@@ -94,7 +146,7 @@ def named_axes(layer: Any) -> str:
 
 
 def layer_affine(layer: Any, ndim: int = 0) -> Affine:
-    """Index (k, j, i) -> displayed, read from a layer's transforms.
+    """Index (k, j, i) -> displayed, read from a layer's transforms, in 3-D rendering too.
 
     Parameters
     ----------
@@ -112,7 +164,27 @@ def layer_affine(layer: Any, ndim: int = 0) -> Affine:
         end = np.asarray(layer.data_to_world(step), dtype=float)
         affine[3 - n : 3, 3 - n + axis] = (end - origin)[layer.ndim - n :]
     affine[3 - n : 3, 3] = origin[layer.ndim - n :]
-    return affine
+    solid = layer.metadata.get(SOLID_KEY)
+    return affine if solid is None else np.asarray(np.linalg.solve(solid.to_world, affine))
+
+
+def embedded(affine: Affine, ndim: int, spatial: int = 3) -> Affine:
+    """An affine of z, y, x as one of a layer's axes, the last of which are spatial; the others stay."""
+    n = min(spatial, ndim)
+    whole = np.eye(ndim + 1)
+    whole[ndim - n : -1, ndim - n : -1] = affine[3 - n : 3, 3 - n : 3]
+    whole[ndim - n : -1, -1] = affine[3 - n : 3, 3]
+    return whole
+
+
+def moved_by_hand(layer: Any) -> Affine:
+    """Displayed -> displayed: where a view of a scan was moved since it was made; else the identity."""
+    known = record(layer)
+    if "view" not in known:
+        return np.eye(4)
+    made = known["volume"].affine if SOLID_KEY in layer.metadata else known["to_world"] @ known["view"]
+    moved = layer_affine(layer, 3) @ np.linalg.inv(np.linalg.solve(known["to_world"], made))
+    return np.eye(4) if np.allclose(moved, np.eye(4), atol=1e-6) else np.asarray(moved)
 
 
 def layer_units(layer: Any, ndim: int) -> tuple[str, tuple[float, ...]]:

@@ -6,7 +6,12 @@ instead would make napari report an error of its own.
 
 from __future__ import annotations
 
-from napari_medai.ui.layers import LayerData, volume_to_layers
+from typing import TYPE_CHECKING
+
+from napari_medai.ui.readers import layers_of
+
+if TYPE_CHECKING:
+    from napari_medai.ui.layers import LayerData
 
 
 def head_mr() -> list[LayerData]:
@@ -51,4 +56,4 @@ def ihc() -> list[LayerData]:
 def _layers(name: str, series_uid: str = "") -> list[LayerData]:
     from napari_medai.samples import sample
 
-    return volume_to_layers(sample(name, series_uid))
+    return layers_of([sample(name, series_uid)])

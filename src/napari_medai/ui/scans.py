@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError
 from napari_medai.core.geometry import SAME_PLACE_MM, Affine, Grid, index_to_world, world_to_index
+from napari_medai.core.reslice import Resampled
 from napari_medai.core.volume import Volume
-from napari_medai.ui.placement import display_affine, layer_affine, layer_units, named_axes, record
+from napari_medai.ui.placement import display_affine, layer_affine, layer_units, moved_by_hand, named_axes, record
+from napari_medai.ui.reslicing import PaintedView
 
 _DEFAULT_AXES = {2: "yx", 3: "zyx", 4: "tzyx"}
 
@@ -83,7 +85,8 @@ def place_of(layer: Any, others: Iterable[Any] | None = None, ndim: int = 0, sha
     scans = [s for s in scans if record(s)["volume"].ndim_spatial == n]
     if shape:
         for scan in scans:
-            if record(scan)["volume"].spatial_shape == shape and _close(place_of(scan), displayed, units):
+            alike = record(scan)["volume"].spatial_shape == shape and "view" not in record(scan)
+            if alike and _close(place_of(scan), displayed, units):
                 volume = record(scan)["volume"]
                 return Place(displayed, record(scan)["to_world"], volume.units, volume, True)
         adopted = _adopted(layer, scans, displayed, shape)
@@ -158,6 +161,12 @@ def layer_to_volume(layer: Any, viewer_layers: Iterable[Any] | None = None) -> V
     data = layer.data[0] if getattr(layer, "multiscale", False) else layer.data
     known = record(layer).get("volume")
     place = None
+    if isinstance(known, Volume) and "view" in record(layer) and _shows(data, known):
+        moved = moved_by_hand(layer)
+        way = np.asarray(record(layer)["to_world"])
+        changed = not np.array_equal(moved, np.eye(4))
+        volume = known.replace(affine=way @ moved @ np.linalg.solve(way, known.affine)) if changed else known
+        return _named(volume, layer)
     if isinstance(known, Volume) and known.shape == tuple(data.shape):
         place = place_of(layer, (), known.ndim_spatial, known.spatial_shape)
         if np.allclose(place.affine, known.affine, atol=1e-6):
@@ -182,6 +191,11 @@ def layer_to_volume(layer: Any, viewer_layers: Iterable[Any] | None = None) -> V
         ),
         layer,
     )
+
+
+def _shows(data: Any, volume: Volume) -> bool:
+    """Whether a layer's data are a volume's voxels or our view of them."""
+    return data is volume.array or isinstance(data, Resampled | PaintedView)
 
 
 def _named(volume: Volume, layer: Any) -> Volume:
@@ -209,8 +223,8 @@ def _axes(layer: Any, data: Any, others: Iterable[Any] | None) -> str:
 def shared_space(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Affine | None:
     """The way from the display to the world of a scan in whose space a volume lies.
 
-    A volume shown along the same way coincides with the scan: exactly where their axes are parallel, as those of
-    the series of a study often are, and about its centre else.
+    A volume shown along the same way coincides with the scan, whatever its axes: where they are not parallel to the
+    display's, it is seen through a view.
 
     Parameters
     ----------
@@ -253,8 +267,9 @@ def was_edited(layer: Any) -> bool:
     """Whether a result's layer shows other pixels than the run gave."""
     known = record(layer)
     if "checksum" in known:
-        return bool(checksum(np.asarray(layer.data)) != known["checksum"])
-    return isinstance(known.get("volume"), Volume) and layer.data is not known["volume"].array
+        painted = layer.data.source if isinstance(layer.data, PaintedView) else layer.data
+        return bool(checksum(np.asarray(painted)) != known["checksum"])
+    return isinstance(known.get("volume"), Volume) and not _shows(layer.data, known["volume"])
 
 
 def displayed_to_world(volume: Volume) -> Affine:
