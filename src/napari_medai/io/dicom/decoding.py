@@ -17,10 +17,12 @@ from napari_medai.core.errors import ReadError
 from napari_medai.io.dicom.codecs import decode_grey
 from napari_medai.io.dicom.headers import Header, items, numbers, value
 from napari_medai.io.dicom.jpeg import stream_frame
-from napari_medai.io.dicom.pixels import FLOAT_BYTES, NATIVE_LITTLE, PixelFile, syntax_uid
+from napari_medai.io.dicom.pixels import FLOAT_BYTES, NATIVE_LITTLE, PARTIAL, PixelFile, syntax_uid
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+from napari_medai.io.dicom.remote import on_disk
 
 _RLE = "1.2.840.10008.1.2.5"
+_JPEG2000 = "1.2.840.10008.1.2.4.9"
 _DECODERS = ("pylibjpeg", "pillow", "pydicom", "gdcm", "pyjpegls")
 
 
@@ -145,6 +147,7 @@ def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
         The pixels are damaged or the file has gone.
     """
     name = Path(file.path).name
+    file = on_disk(file)
     try:
         if _is_plain(file):
             count = file.rows * file.columns * file.samples
@@ -159,7 +162,9 @@ def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
         else:
             with quietly():
                 pixels = _decompressed(file, frame)
-                if "PALETTE" in file.photometric:
+                if file.photometric == PARTIAL:
+                    pixels = _from_partial(pixels)
+                elif "PALETTE" in file.photometric:
                     pixels = _through_palette(file, pixels)
     except OSError as error:
         raise ReadError(f"{name} can no longer be read: {error.strerror or error}.") from error
@@ -236,7 +241,7 @@ def _checked_stream(file: PixelFile, stream: Any, index: int) -> bytes:
     # the 65535 x 65535 pixels that a damaged byte claims.
     stream.seek(file.offset)
     offsets = file.options.get("extended_offsets")
-    data = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
+    data: bytes = get_frame(stream, index, number_of_frames=file.frames, extended_offsets=offsets)
     if data[4:8] == b"jP  ":
         return data  # a JP2 file in place of a codestream, against the standard; the decoders read it
     found = stream_frame(data)
@@ -245,9 +250,32 @@ def _checked_stream(file: PixelFile, stream: Any, index: int) -> bytes:
     return data
 
 
+def stream_signed(file: PixelFile) -> bool | None:
+    """Whether the first frame's JPEG 2000 stream says that its values are signed; None for other kinds of pixels."""
+    if not file.syntax.startswith(_JPEG2000) or file.samples > 1 or file.offset < 0:
+        return None
+    try:
+        with open(file.path, "rb") as stream:
+            stream.seek(file.offset)
+            offsets = file.options.get("extended_offsets")
+            data = get_frame(stream, 0, number_of_frames=file.frames, extended_offsets=offsets)
+    except (OSError, *BROKEN_FILE):
+        return None
+    # SIZ marker, Ssiz of the first component (ITU-T T.800 A.5.1)
+    return bool(data[42] & 0x80) if data[:4] == b"\xff\x4f\xff\x51" and len(data) > 42 else None
+
+
 @lru_cache(maxsize=2)
 def _inflated(path: str) -> Any:
     return dcmread(path)
+
+
+def _from_partial(ybr: NDArray[Any]) -> NDArray[np.uint8]:
+    # PS3.3 C.7.6.3.1.2 (2004; retired): Y from 16 to 235, Cb and Cr from 16 to 240, after ITU-R BT.601
+    y, b, r = ((ybr[..., n] - low) for n, low in enumerate((16.0, 128.0, 128.0)))
+    y = y * (255 / 219)
+    rgb = np.stack([y + 1.596027 * r, y - 0.391762 * b - 0.812968 * r, y + 2.017232 * b], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def _through_palette(file: PixelFile, pixels: NDArray[Any]) -> NDArray[np.uint8]:

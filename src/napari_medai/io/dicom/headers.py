@@ -22,6 +22,7 @@ from napari_medai.core.errors import ReadError
 from napari_medai.core.stage import Progress
 from napari_medai.io.dicom.elements import CHUNK, NOTED, read_elements
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
+from napari_medai.io.dicom.remote import as_if_whole
 
 PREAMBLE = 128
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -51,7 +52,8 @@ _KEYWORDS = (
     "ExtendedOffsetTableLengths", "LossyImageCompression",
     # values
     "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "DoseGridScaling",
-    "RescaleType", "PixelPaddingRangeLimit", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "Units",
+    "RescaleType", "PixelPaddingRangeLimit", "PixelPresentation", "SmallestImagePixelValue",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod", "Units",
     "DoseUnits", "DoseType", "DoseSummationType",
     # segmentations
     "SegmentationType", "SegmentSequence", "SegmentsOverlap", "SegmentationFractionalType", "MaximumFractionalValue",
@@ -266,7 +268,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         status = os.stat(path)
     except OSError as error:
         raise ReadError(f"{os.path.basename(path)} cannot be opened: {error.strerror}.") from error
-    return _read_header(os.fspath(path), status.st_mtime_ns, status.st_size)
+    return as_if_whole(_read_header(os.fspath(path), status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=4096)

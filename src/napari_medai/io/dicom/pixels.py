@@ -18,6 +18,8 @@ from napari_medai.io.dicom.quiet import quietly
 
 NATIVE_LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _NATIVE = (*NATIVE_LITTLE, "1.2.840.10008.1.2.2", DEFLATED)
+# Retired, and not known to pydicom: stored as YBR_FULL_422 is, with a narrower range
+PARTIAL = "YBR_PARTIAL_422"
 FLOAT_BYTES = {"FloatPixelData": 4, "DoubleFloatPixelData": 8}
 _CODECS = 'pip install "napari-medai[codecs]"'
 
@@ -127,12 +129,14 @@ def pixel_file(header: Header) -> PixelFile:
     offsets = [value(header.fields, key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
     if all(isinstance(table, bytes) for table in offsets):
         options["extended_offsets"] = tuple(offsets)
+    if photometric == PARTIAL:
+        options |= {"photometric_interpretation": "YBR_FULL_422", "raw": True}
     if header.pixel_vr:
         options["pixel_vr"] = header.pixel_vr
     found = PixelFile(
         header.path, header.syntax, header.pixel_keyword, header.pixel_offset, options["number_of_frames"],
         rows, columns, samples, allocated, stored, high, options["pixel_representation"] == 1,
-        options["photometric_interpretation"], options,
+        photometric or options["photometric_interpretation"], options,
     )  # fmt: skip
     _check_length(header, found, name)
     _check_decoder(found, name)
@@ -172,7 +176,7 @@ def _check_length(header: Header, file: PixelFile, name: str) -> None:
             )
         return
     bits = file.frames * file.rows * file.columns * file.samples * file.allocated
-    if file.photometric == "YBR_FULL_422":
+    if file.photometric in ("YBR_FULL_422", PARTIAL):
         bits = bits * 2 // 3
     needed = (bits + 7) // 8
     if header.pixel_length >= 0:

@@ -16,18 +16,9 @@ from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.segments import segment_meta
 from napari_medai.io.dicom.stacks import Stack
+from napari_medai.io.dicom.unusual import pixel_findings
 from napari_medai.io.dicom.values import Scale, choose
 
-# Transfer syntaxes that lose something whatever the header says, and the terms of (0028,2114)
-_LOSSY = {
-    "1.2.840.10008.1.2.4.50": "JPEG",
-    "1.2.840.10008.1.2.4.51": "JPEG",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
-}
-_METHODS = {
-    "ISO_10918_1": "JPEG", "ISO_14495_1": "JPEG-LS", "ISO_15444_1": "JPEG 2000", "ISO_15444_15": "HTJ2K",
-    "ISO_13818_2": "MPEG2", "ISO_14496_10": "MPEG-4", "ISO_23008_2": "HEVC",
-}  # fmt: skip
 # Hounsfield units of air, what is around a patient.
 _AIR = -1000
 
@@ -80,10 +71,7 @@ def volume_of(
     axes = ("t" if stack.has_time else "") + ("z" if stack.has_depth else "") + "yx" + ("s" if colour else "")
     array = array[(slice(None) if stack.has_time else 0, slice(None) if stack.has_depth else 0)]
     notes = [*findings, *stack.findings, *choice.findings]
-    if real[0].inverted:
-        notes.append("MONOCHROME1: the stored values were reversed, so that bright is bright.")
-    lossy = next(filter(None, (_loss(f.header) for f in stack.frames)), "")
-    notes += [lossy] if lossy else []
+    notes += pixel_findings([f.header for f in stack.frames], real[0])
     meta: dict[str, Any] = {"findings": tuple(notes), "series_uid": uid, "photometric": real[0].file.photometric}
     if not colour:
         meta |= choice.meta
@@ -121,15 +109,6 @@ def _plane(frame: Frame, files: dict[str, PixelFile], scale: Scale, values: str)
     tile = None if frame.tile is None else (*frame.tile, frame.rows, frame.columns)
     inverted = file.photometric == "MONOCHROME1" and file.keyword == "PixelData" and values != "stored"
     return Plane(file, frame.index, tile, scale.slope, scale.intercept, inverted, scale.table, frame.segments)
-
-
-def _loss(header: Header) -> str:
-    if header.text("LossyImageCompression") != "01" and header.syntax not in _LOSSY:
-        return ""
-    methods = [_METHODS.get(word, word) for word in header.texts("LossyImageCompressionMethod") if word]
-    ratios = [f"{ratio:g} : 1" for ratio in header.numbers("LossyImageCompressionRatio") if math.isfinite(ratio)]
-    said = ", ".join([*methods, *ratios])[:64] or _LOSSY.get(header.syntax, "")
-    return f"The pixels were compressed with loss{f' ({said})' if said else ''}."
 
 
 def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:
