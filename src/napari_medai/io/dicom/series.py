@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from napari_medai.core.errors import (
@@ -17,15 +18,16 @@ from napari_medai.core.errors import (
     SeriesInfo,
     UnsupportedFormatError,
 )
+from napari_medai.core.geometry import Grid, canonical_reorientation
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.frames import frames_of
+from napari_medai.io.dicom.frames import Frame, frames_of
 from napari_medai.io.dicom.headers import Header, read_header, read_headers
 from napari_medai.io.dicom.mosaic import mosaic_findings
 from napari_medai.io.dicom.pixels import PixelFile, no_pixels, pixel_file, what_it_is
-from napari_medai.io.dicom.repair import checked
+from napari_medai.io.dicom.repair import canonical, checked, repaired
 from napari_medai.io.dicom.stacks import Stack, stacks_of
 from napari_medai.io.dicom.volumes import volume_of
 
@@ -63,7 +65,8 @@ class Series:
         MedaiError
             Not one of its files can be opened.
         """
-        frames, files, failed = [], {}, list[MedaiError]()
+        frames: list[Frame] = []
+        files, failed = {}, list[MedaiError]()
         seen: set[str] = set()
         copies = 0
         for header in self.headers:
@@ -90,43 +93,83 @@ class Series:
         if any(header.repaired for header in self.headers):
             findings.append("Some header elements do not follow the standard.")
         findings += mosaic_findings(self.headers, "mosaic" in repair)
-        stacks = stacks_of(frames)
+        stacks = stacks_of(frames, "duplicates" in repair)
         several = len(stacks) > 1
+        notes = _split_notes(stacks)
         return [
-            Image(f"{self.uid}#{n}" if several else self.uid, stack, files, (*findings, *_split_note(n, len(stacks))))
-            for n, stack in enumerate(stacks, 1)
+            Image(f"{self.uid}#{n}" if several else self.uid, stack, files, (*findings, *note), tuple(repair))
+            for n, (stack, note) in enumerate(zip(stacks, notes, strict=True), 1)
         ]
 
 
-def _split_note(n: int, count: int) -> tuple[str, ...]:
-    return (f"The series holds {count} images that do not form one stack; this is number {n}.",) if count > 1 else ()
+def _split_notes(stacks: Sequence[Stack]) -> list[tuple[str, ...]]:
+    """For each image of a series, that there are others and what they differ in."""
+    if len(stacks) < 2:
+        return [()] * len(stacks)
+    leads = [stack.frames[0] for stack in stacks]
+    differ: dict[str, set[object]] = {
+        "size": {(f.rows, f.columns) for f in leads},
+        "orientation": {None if f.place is None else f.place.orientation.round(3).tobytes() for f in leads},
+        "pixel spacing": {None if f.spacing is None else tuple(round(s, 4) for s in f.spacing) for f in leads},
+        "kind of image": {f.kind for f in leads},
+    }
+    why = ", ".join(name for name, values in differ.items() if len(values) > 1)
+    count = len(stacks)
+    note = f"The series holds {count} images that do not form one stack{f' (different {why})' if why else ''}"
+    return [(f"{note}; this is number {n}.",) for n in range(1, count + 1)]
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One image of a series: what opens as a Volume."""
+    """One image of a series: what opens as a Volume.
+
+    Attributes
+    ----------
+    uid : str
+        Of the series, with ``#n`` where it holds several images.
+    stack : Stack
+        Planes and where they lie.
+    files : dict of str to PixelFile
+        Where the pixels are, by path.
+    findings : tuple of str
+        What is unusual about the series.
+    repair : tuple of str
+        What is repaired in its Volume.
+    """
 
     uid: str
     stack: Stack
     files: dict[str, PixelFile]
     findings: tuple[str, ...]
+    repair: tuple[str, ...] = ()
 
-    def volume(self, source: str = "") -> Volume:
-        """The lazy Volume, in the axes as stored."""
-        return volume_of(self.stack, self.files, self.uid, self.findings, source)
+    def volume(self, source: str = "", values: str = "") -> Volume:
+        """The lazy Volume, in the axes as stored; ``values`` as in `open_volume`."""
+        volume = volume_of(self.stack, self.files, self.uid, self.findings, source, values)
+        if self.stack.directions is not None and "axis_t" in volume.meta:
+            axis = {**volume.meta["axis_t"], "directions": self.stack.directions}
+            volume = volume.replace(meta={**volume.meta, "axis_t": axis})
+        return repaired(volume, self.stack, self.repair)
 
     def info(self) -> SeriesInfo:
-        """What a person chooses it by."""
-        volume = self.volume().canonical()
-        header = self.stack.frames[0].header
+        """What a person chooses it by; no Volume is built for it."""
+        lead = self.stack.frames[0]
+        header = lead.header
         number = header.number("SeriesNumber")
+        depth = len(self.stack.planes[0])
+        grid = Grid((depth, lead.rows, lead.columns), self.stack.affine, self.stack.units)
+        if self.stack.has_depth:
+            grid = grid.reoriented(canonical_reorientation(self.stack.affine))
+        spatial, spacing = (grid.shape, grid.spacing) if self.stack.has_depth else (grid.shape[1:], grid.spacing[1:])
+        time = (len(self.stack.planes),) if self.stack.has_time else ()
+        colour = (3,) if self.files[header.path].colour else ()
         return SeriesInfo(
             self.uid,
-            volume.modality,
+            header.text("Modality"),
             clean(header.text("SeriesDescription")),
-            None if number is None else int(number),
-            volume.shape,
-            volume.spacing[3 - volume.ndim_spatial :],
+            None if number is None or not math.isfinite(number) else int(number),
+            (*time, *spatial, *colour),
+            tuple(spacing),
             len({frame.header.path for frame in self.stack.frames}),
         )
 
@@ -266,7 +309,8 @@ def open_volume(path: PathLike, series_uid: str = "", *, repair: Sequence[str] =
     repair : sequence of str
         What is to be repaired, names of `REPAIRS`. Default: nothing; what is unusual is a finding.
     values : str
-        Which values the pixels have. Default: what the series' own header says first.
+        Which values the pixels have, a name of `napari_medai.io.dicom.values.VALUES`. Default: real-world values of
+        Parametric Maps, else rescaled ones.
 
     Returns
     -------
@@ -298,7 +342,7 @@ def open_volume(path: PathLike, series_uid: str = "", *, repair: Sequence[str] =
             images = [i for i in images if _holds(i, path)] or images
     if len(images) > 1:
         raise SeriesChoiceError(where, [i.info() for i in images])
-    return images[0].volume(os.fspath(path)).canonical()
+    return canonical(images[0].volume(os.fspath(path), values))
 
 
 def _holds(image: Image, path: PathLike) -> bool:
@@ -317,5 +361,5 @@ def _images(series: Iterable[Series], repair: Sequence[str] = ()) -> list[Image]
         raise failed[0] if failed else NoImagesError("There is no such image.")
     if failed:
         note = f"{len(failed)} other series cannot be opened; the first: {failed[0]}"
-        found = [Image(i.uid, i.stack, i.files, (*i.findings, note)) for i in found]
+        found = [replace(image, findings=(*image.findings, note)) for image in found]
     return found
