@@ -65,7 +65,9 @@ def _middle(volume: Volume) -> NDArray[Any]:
         start = max(0, (size - _LARGEST) // 2)
         whole = slice(start, start + _LARGEST) if axis in "yx" else slice(None)
         index.append({"t": 0, "c": 0, "z": size // 2}.get(axis, whole))
-    return np.asarray(volume.array[tuple(index)])
+    plane = volume.array[tuple(index)]
+    # not on dask's threads: it would leave a pool of them behind for each thread that makes thumbnails
+    return np.asarray(plane.compute(scheduler="synchronous") if volume.is_lazy else plane)
 
 
 def _grey(plane: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:

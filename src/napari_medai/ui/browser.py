@@ -136,7 +136,7 @@ class StudyBrowser(QWidget):
         self.clear_button.clicked.connect(self.clear)
         self.filter.textChanged.connect(self._filter)
         self.show_identity.toggled.connect(self._on_identity)
-        self.open_button.clicked.connect(lambda: self.open(self.rows.chosen()))
+        self.open_button.clicked.connect(self._open_chosen)
         self.cancel_button.clicked.connect(self.cancel)
         self.rows.opened.connect(self.open)
         self.rows.itemSelectionChanged.connect(self._update_buttons)
@@ -144,7 +144,7 @@ class StudyBrowser(QWidget):
         for signal in (self.rows.verticalScrollBar().valueChanged, self.rows.itemExpanded, self.rows.itemCollapsed):
             signal.connect(self._wake)
         self._viewer.events.theme.connect(self._show_theme)
-        CanvasDrops(self._viewer, self._on_drop, self)
+        CanvasDrops(self._viewer, self).dropped.connect(self._on_drop)
         # whichever way the browser ends, its threads end with it
         self.destroyed.connect(self._jobs.stop)
         QApplication.instance().aboutToQuit.connect(self.stop)
@@ -224,6 +224,9 @@ class StudyBrowser(QWidget):
         """
         self._requests += [Request(one, options or {}) for one in series]
         self._next()
+
+    def _open_chosen(self) -> None:
+        self.open(self.rows.chosen())
 
     def _on_drop(self, dragged: Sequence[tuple[str, str]]) -> None:
         known = {(one.path, one.series_uid): one for one in self.listing.series}

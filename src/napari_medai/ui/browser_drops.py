@@ -7,10 +7,9 @@ browser drags, and leaves all else to napari.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject
+from qtpy.QtCore import QEvent, QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_medai.ui.browser_rows import MIME
@@ -21,19 +20,20 @@ _DRAGS = (QEvent.Type.DragEnter, QEvent.Type.DragMove)
 class CanvasDrops(QObject):
     """Listens on a viewer's canvas for dragged series as long as it lives.
 
+    Emits ``dropped`` with a list of (path, series UID).
+
     Parameters
     ----------
     viewer : napari.Viewer
         Whose canvas.
-    dropped : callable
-        Called with a list of (path, series UID).
     parent : QObject
         With which it ends.
     """
 
-    def __init__(self, viewer: Any, dropped: Callable[[list[tuple[str, str]]], None], parent: QObject) -> None:
+    dropped = Signal(list)
+
+    def __init__(self, viewer: Any, parent: QObject) -> None:
         super().__init__(parent)
-        self._dropped = dropped
         canvas = viewer.window._qt_viewer
         # over an empty canvas napari lays a welcome page, which takes drops of its own
         for widget in (canvas, *(w for w in canvas.findChildren(QWidget) if w.acceptDrops())):
@@ -48,5 +48,5 @@ class CanvasDrops(QObject):
             return False
         event.acceptProposedAction()
         if event.type() == QEvent.Type.Drop:
-            self._dropped([(path, uid) for path, uid in json.loads(bytes(data.data(MIME)))])
+            self.dropped.emit([(path, uid) for path, uid in json.loads(bytes(data.data(MIME)))])
         return True

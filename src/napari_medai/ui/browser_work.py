@@ -95,7 +95,7 @@ def _listed(paths: Sequence[str], progress: Progress) -> Listing:
 
 def _open(requests: Sequence[Request], opened: deque[Volume | MedaiError], progress: Progress) -> None:
     from napari_medai.io import open as open_image
-    from napari_medai.ui.appearance import contrast_limits
+    from napari_medai.ui.appearance import sampled
 
     for n, request in enumerate(requests):
         what = request.series
@@ -103,9 +103,10 @@ def _open(requests: Sequence[Request], opened: deque[Volume | MedaiError], progr
         try:
             options = {"series_uid": what.series_uid} if what.series_uid else {}
             volume = open_image(what.path, **options, **request.options)
-            if not volume.is_rgb and not volume.meta.get("is_labels"):
-                # the planes that the layer's contrast is taken from are decoded here, and kept, not in the window
-                contrast_limits(volume)
+            if volume.is_lazy and "window" not in volume.meta and not volume.is_rgb:
+                # the planes that the layer's contrast is taken from are decoded here, and kept, not by the window;
+                # on this thread, since dask would leave one pool of threads behind for each that asks
+                sampled(volume.array).compute(scheduler="synchronous")
         except MedaiError as error:
             progress.check()
             opened.append(error)
