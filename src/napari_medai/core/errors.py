@@ -113,6 +113,10 @@ class DependencyError(MedaiError):
     """An optional package is needed and not installed."""
 
 
+class ArchiveError(MedaiError):
+    """An archive (PACS) cannot be reached, refuses, or has not what was asked of it."""
+
+
 class SampleError(MedaiError):
     """A sample image is not in the cache and cannot be fetched."""
 
