@@ -31,8 +31,7 @@ def contrast_limits(volume: Volume) -> tuple[float, float]:
     array = volume.array
     if volume.is_lazy:
         # one computation, so that pixels stored as one block are decoded once
-        places = {tuple(size * n // 4 for size in array.shape[:-2]) for n in (1, 2, 3)}
-        array = da.stack([array[place] for place in sorted(places)])
+        array = sampled(array)
     stride = max(1, int(np.ceil((np.prod(array.shape) / _SAMPLE_PIXELS) ** (1 / array.ndim))))
     pixels = np.asarray(array[(slice(None, None, stride),) * array.ndim]).astype(np.float64).ravel()
     pixels = pixels[np.isfinite(pixels)]
@@ -42,6 +41,12 @@ def contrast_limits(volume: Volume) -> tuple[float, float]:
     if low == high:
         low, high = float(pixels.min()), float(pixels.max())
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def sampled(array: Any) -> Any:
+    """The planes of a lazy array that its contrast is taken from, lazily."""
+    places = {tuple(size * n // 4 for size in array.shape[:-2]) for n in (1, 2, 3)}
+    return da.stack([array[place] for place in sorted(places)])
 
 
 def image_look(volume: Volume, channel: int | None = None, channels: int = 1) -> dict[str, Any]:
