@@ -207,10 +207,11 @@ def _agreement(value: int, name: str, by: str, first: Size | None, second: Size 
     if first is None or second is None:
         fault = "it is not in the file" if second is None else "it is in the file and should not be"
         return Agreement(value, name, by, first, second, 0.0, float("nan"), (fault,))
-    dice = min(1.0, 2 * shared / (first.volume_mm3 + second.volume_mm3))
     distance = float(np.linalg.norm(np.subtract(first.centroid, second.centroid)))
     edges = [(size.volume_mm3 / size.count) for size in (first, second)]
-    same = abs(edges[0] - edges[1]) <= 1e-4 * max(edges)  # the voxels are of one size
+    same = abs(edges[0] - edges[1]) <= 1e-4 * max(edges)  # the voxels are of one size, but for rounding in a header
+    total = edges[1] * (first.count + second.count) if same else first.volume_mm3 + second.volume_mm3
+    dice = min(1.0, 2 * shared / total)
     faults = []
     if same and first.count != second.count:
         faults.append(f"{second.count} voxels instead of {first.count}")

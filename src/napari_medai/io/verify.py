@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_medai.core.contours import Contours
 from napari_medai.core.errors import MedaiError, ReadError, WriteError
+from napari_medai.core.geometry import Grid
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_format, readback
@@ -119,7 +120,7 @@ def verify(
         return report
     scan = against if isinstance(against, Volume) else _scan(path, against, series_uid)
     labels, checks = list(report.labels), list(report.checks)
-    readers = _readers(path)
+    readers = _readers(path, scan.grid if scan.units == "mm" else None)
     if scan.meta.get("is_labels"):
         labels = [row for read in readers for row in compare(readback.of_volume(scan), read(path))]
     else:
@@ -180,20 +181,24 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         from napari_medai.io.dicom.write.report import verify_report
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_report(path, expected)))
-    readers = _readers(path)
+    if isinstance(expected, Contours):
+        from napari_medai.io.dicom.rtstruct import verify_contours
+
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_contours(path, expected)))
+    image = _image_of(expected)
+    readers = _readers(path, None if image is None else image.grid)
     if not readers:
         return Report(path.name, skipped=f"{suffix or 'this format'} does not say where in the patient it lies")
     if isinstance(expected, Boxes | Scores):
         return Report(path.name, skipped="a table lies on no grid")
-    image = _image_of(expected)
     if image is not None and not (isinstance(expected, Mask) or image.meta.get("is_labels")):
         if image.is_rgb or "c" in image.axes or _modality(path):
             return Report(path.name, skipped="only labels and images of one channel are compared")
         rows = [(read(path).by, same_image(readback.of_volume(image), read(path))) for read in readers]
         return Report(path.name, checks=tuple(Check(f"image as read by {by}", not f, ", ".join(f)) for by, f in rows))
-    if isinstance(expected, Contours) or image is None:
+    if image is None:
         found = [read(path) for read in readers]
-        if image is None and not isinstance(expected, Contours) and not _holds_labels(path):
+        if not _holds_labels(path):
             return Report(path.name, checks=(Check("readers agree on the image", *_alike(found)),))
         truth, found = found[0], found[1:]
     else:
@@ -250,13 +255,13 @@ def _own(path: Path) -> Labels:
     return readback.of_volume(open_volume(path), "napari-medai")
 
 
-def _readers(path: Path) -> list[Callable[[Path], Labels]]:
+def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labels]]:
     """An independent reader and our own; none for formats without a place in the patient."""
     modality = _modality(path)
     if modality == "RTSTRUCT":
-        from napari_medai.io.dicom.rtstruct import read_independently
+        from napari_medai.io.dicom.rtstruct import drawn_labels, read_independently
 
-        return [read_independently, _own]
+        return [lambda p: read_independently(p, grid), lambda p: drawn_labels(p, grid)]
     if modality:
         return [readback.segmentation, _own] if modality == "SEG" else []
     format = find_format(path).name

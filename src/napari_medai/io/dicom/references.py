@@ -60,6 +60,8 @@ def references_of(path: Path) -> References:
     except BROKEN_FILE as error:
         raise ReadError(f"The references in {path.name} cannot be read: {type(error).__name__}.") from error
     frame = sorted(frames - {""})
+    # structure sets refer to the study as if it were an instance (PS3.3, C.8.8.5)
+    instances.discard(str(dataset.get("StudyInstanceUID", "")))
     return References(
         str(dataset.get("Modality", "")), frame[0] if frame else "", frozenset(series), frozenset(instances)
     )
