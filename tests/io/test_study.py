@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -15,6 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from napari_medai.core.errors import NoImagesError, ReadError
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
+from napari_medai.io import open as open_image
 from napari_medai.io.study import identity, list_studies, studies
 from napari_medai.io.thumbnail import thumbnail
 
@@ -144,6 +146,23 @@ class TestListing:
         write(tmp_path, "1.2")
         found = list_studies(tmp_path / "1.2_1")
         assert [(one.series_uid, one.info.files) for one in found.series] == [("1.2", 3)]
+
+    def test_an_archive(self, tmp_path):
+        write(tmp_path / "a", "1.1", 3)
+        nibabel.save(nibabel.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.eye(4)), tmp_path / "b.nii.gz")
+        (tmp_path / "notes.txt").write_text("x")
+        with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+            for file in (*sorted((tmp_path / "a").iterdir()), tmp_path / "b.nii.gz", tmp_path / "notes.txt"):
+                archive.write(file, file.name)
+        found = list_studies(tmp_path / "study.zip")
+        assert [s.patient for s in found.studies] == ["Patient 1", ""]
+        assert {one.path for one in found.series} == {str(tmp_path / "study.zip")}
+        for one in found.series:
+            assert open_image(one.path, series_uid=one.series_uid).shape == one.info.shape
+            assert thumbnail(one.image).shape[2] == 3
+        assert identity(found.studies[0].file).name == "Doe, Jane"
+        assert len(found.findings) == 1
+        assert "neither DICOM nor NIfTI" in found.findings[0]
 
     def test_can_be_stopped(self, tmp_path):
         class Stop(Progress):

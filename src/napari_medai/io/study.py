@@ -1,10 +1,10 @@
-"""Lists what lies in folders, DICOMDIRs and files as patients, studies and series, with who they are hidden."""
+"""Lists what folders, DICOMDIRs and archives hold as patients, studies and series, with who they are hidden."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from napari_medai.core.errors import MedaiError, NoImagesError, ReadError, Serie
 from napari_medai.core.geometry import Reorientation
 from napari_medai.core.stage import Cancelled, Part, Progress
 from napari_medai.core.volume import Volume
+from napari_medai.io.archive import folder_of, unpacked
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
 from napari_medai.io.dicom.headers import NotDicomError, read_header, read_headers
 from napari_medai.io.dicom.pixels import what_it_is
@@ -76,6 +77,11 @@ class StudySeries:
     def key(self) -> tuple[str, str, int]:
         """Equal for one image that is listed from several places."""
         return self.series_uid.partition("#")[0], self.file, self.frame
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it can be opened with the options of DICOM: repaired, in other values."""
+        return isinstance(self.image, Image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,14 +173,14 @@ def studies(path: PathLike, progress: Progress | None = None) -> list[Study]:
 
 
 def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
-    """What lies in a folder and below, in a DICOMDIR, or in a file and beside it: DICOM and NIfTI.
+    """What lies in a folder and below, in a DICOMDIR or archive, or in a file and beside it: DICOM and NIfTI.
 
     Only headers are read. What cannot be read is a finding, never an error.
 
     Parameters
     ----------
     path : path
-        A folder, a DICOMDIR, or a file: of DICOM, its whole series is listed.
+        A folder, a DICOMDIR, an archive, or a file: of DICOM, its whole series is listed.
     progress : Progress, optional
         Told how far it is.
 
@@ -190,31 +196,32 @@ def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
     progress = progress or Progress()
     here = Path(os.path.abspath(path))
     try:
-        found, problem = scan(here, Part(progress, 0.0, _HEADERS)), ""
+        place = _place(here)
+        found, problem = scan(place.folder, Part(progress, 0.0, _HEADERS)), ""
     except Cancelled:
         raise
     except MedaiError as error:
-        found, problem = [], "" if isinstance(error, NotDicomError) and _is_nifti(here) else str(error)
-    files, missing = _files_of(here)
-    beside = _shared(found)
+        place, found = _Place(here, here), []
+        problem = "" if isinstance(error, NotDicomError) and _is_nifti(here) else str(error)
+    files, missing = _files_of(place.folder)
+    findings = list(place.findings)
+    if missing:
+        findings.append(_count(missing, "that the DICOMDIR lists is", "that the DICOMDIR lists are") + " not there.")
     series: list[tuple[str, str, str, StudySeries]] = []
-    findings = [_count(missing, "that the DICOMDIR lists is", "that the DICOMDIR lists are") + " not there."] * bool(
-        missing
-    )
+    beside = _shared(found)
     used: set[str] = set()
     for n, one in enumerate(found):
         progress.update(_HEADERS + (1 - _HEADERS) * n / len(found), 1.0, "Sorting series")
         study, description = one.headers[0].text("StudyInstanceUID"), clean(one.headers[0].text("StudyDescription"))
         try:
-            images = one.images()
-            listed = [_listed(image, here, beside) for image in images]
+            listed = [_listed(image, place, beside) for image in one.images()]
         except MedaiError as error:
             findings.append(_count(len(one.headers), "of a series", "of a series") + f" cannot be opened: {error}")
             continue
         used |= {header.path for header in one.headers}
         series += [(patient_key(entry.file, study), study, description, entry) for entry in listed]
     rest = [file for file in files if file not in used]
-    nifti, failed = _nifti([file for file in rest if _is_nifti(Path(file))], progress)
+    nifti, failed = _nifti(place, [file for file in rest if _is_nifti(Path(file))], progress)
     series += [("", "", "", one) for one in nifti]
     findings += failed
     if problem and not nifti:
@@ -222,7 +229,31 @@ def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
     done = {one.file for one in nifti}
     rest = [f for f in rest if f not in done and not (f.lower().endswith(".img") and f"{f[:-4]}.hdr" in done)]
     findings += _what_else([file for file in rest if not _is_nifti(Path(file))], bool(problem))
-    return Listing(_studies(series), tuple(findings), len(rest))
+    return Listing(_studies(series), tuple(place.told(text) for text in findings), len(rest))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A path, and where its files lie: of an archive, in the folder that it is unpacked to."""
+
+    path: Path
+    folder: Path
+    nifti: Mapping[str, Path] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+
+    def told(self, text: str) -> str:
+        """A sentence that names the archive and not the folder."""
+        if self.path == self.folder:
+            return text
+        return text.replace(os.fspath(self.folder.parent), self.path.name)
+
+
+def _place(here: Path) -> _Place:
+    folder = folder_of(here)
+    if folder == here:
+        return _Place(here, here)
+    content = unpacked(here)
+    return _Place(here, folder, content.nifti, content.findings)
 
 
 def _files_of(here: Path) -> tuple[list[str], int]:
@@ -266,27 +297,29 @@ class _Nifti:
         return volume.reoriented(Reorientation((thin, first, second), (False, thin != 0, False)))
 
 
-def _nifti(paths: Sequence[str], progress: Progress) -> tuple[list[StudySeries], list[str]]:
+def _nifti(place: _Place, paths: Sequence[str], progress: Progress) -> tuple[list[StudySeries], list[str]]:
     found, failed = [], []
-    for path in paths:
+    entries = [(path, "", path) for path in paths]
+    entries += [(os.fspath(place.path), uid, os.fspath(file)) for uid, file in place.nifti.items()]
+    for path, uid, file in entries:
         progress.check()
-        image = _Nifti(Path(path))
+        image = _Nifti(Path(file))
         try:
             volume = image.volume().canonical()
         except MedaiError as error:
-            failed.append(str(error).replace(path, os.path.basename(path)))
+            failed.append(str(error).replace(file, os.path.basename(file)))
             continue
         notes = tuple(volume.meta.get("findings", ()))
-        found.append(StudySeries(series_of(volume), volume.axes, volume.units, notes, path, "", path, 0, image))
+        found.append(StudySeries(series_of(volume, uid), volume.axes, volume.units, notes, path, uid, file, 0, image))
     return found, failed
 
 
-def _listed(image: Image, here: Path, beside: set[str]) -> StudySeries:
+def _listed(image: Image, place: _Place, beside: set[str]) -> StudySeries:
     volume = image.volume().canonical()
     frames = image.stack.frames
     files = [frame.header.path for frame in frames]
-    path = os.fspath(here)
-    if here.is_dir():
+    path = os.fspath(place.path)
+    if place.path.is_dir():
         # the smallest folder that holds the series: less to look through when it is opened
         path = os.path.commonpath([os.path.dirname(file) for file in files])
     notes = tuple(note for note in volume.meta.get("findings", image.findings) if note not in beside)

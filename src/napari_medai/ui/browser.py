@@ -246,7 +246,7 @@ class StudyBrowser(QWidget):
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         menu.setToolTipsVisible(True)
         menu.addAction("Open", lambda: self.open(series))
-        dicom = [one for one in series if one.series_uid]
+        dicom = [one for one in series if one.is_dicom]
         if dicom:
             repaired = menu.addAction("Open repaired (tilt, missing slices)")
             repaired.setToolTip(

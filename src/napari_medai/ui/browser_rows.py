@@ -259,6 +259,8 @@ class Rows(QTreeWidget):
     def drawBranches(self, painter: Any, rect: Any, index: QModelIndex) -> None:  # noqa: N802  (Qt's name)
         """An arrow before what can be folded; napari's style sheet leaves Qt's own black on dark."""
         item = self.itemFromIndex(index)
+        if item is not None and item.isSelected():
+            painter.fillRect(rect, self.colors.selected)
         if item is None or not item.childCount():
             return
         x, y, r = rect.right() - _INDENT / 2 + 0.5, rect.center().y() + 0.5, 4.0
@@ -292,6 +294,7 @@ class _Drawn(QStyledItemDelegate):
     def __init__(self, tree: Rows) -> None:
         super().__init__(tree)
         self.tree = tree
+        self.dim = tree.colors.dim
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:  # noqa: N802  (Qt's name)
         """Three lines or a thumbnail for a series; one line, or as many as it takes, for the others."""
@@ -310,19 +313,21 @@ class _Drawn(QStyledItemDelegate):
         """Draw one row."""
         row: Row = index.data(_CONTENT)
         colors = self.tree.colors
+        self.dim = colors.dim
         painter.save()
         area = QRect(option.rect)
         if option.state & QStyle.StateFlag.State_Selected:
             painter.fillRect(area, colors.selected)
+            self.dim = colors.text  # dim on the colour of the selection is too faint to read
         if option.state & QStyle.StateFlag.State_HasFocus:
-            painter.setPen(colors.dim)
+            painter.setPen(self.dim)
             painter.drawRect(area.adjusted(0, 0, -1, -1))
         area.adjust(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN)
         if row.series is not None:
             area.adjust(-_INDENT, 0, 0, 0)  # where others have their arrow
             self._series(painter, area, row, row.series, option)
         elif row.kind == "finding" and index.parent().isValid():
-            painter.setPen(colors.dim)
+            painter.setPen(self.dim)
             area.adjust(0, -_MARGIN // 2, 0, _MARGIN)
             painter.drawText(area, int(Qt.TextFlag.TextWordWrap), index.data())
         else:
@@ -374,17 +379,16 @@ class _Drawn(QStyledItemDelegate):
         self, painter: Any, area: QRect, text: str, note: str, *, font: QFont, bold: bool = False, dim: bool = False
     ) -> None:
         """One line, cut where it does not fit, and a note on the right."""
-        colors = self.tree.colors
         middle = int(Qt.AlignmentFlag.AlignVCenter)
         painter.setFont(font)
         if note:
-            painter.setPen(colors.dim)
+            painter.setPen(self.dim)
             painter.drawText(area, middle | int(Qt.AlignmentFlag.AlignRight), note)
             area = area.adjusted(0, 0, -painter.fontMetrics().horizontalAdvance(note) - _GAP, 0)
         strong = QFont(font)
         strong.setBold(bold)
         painter.setFont(strong)
-        painter.setPen(colors.dim if dim else colors.text)
+        painter.setPen(self.dim if dim else self.tree.colors.text)
         cut = painter.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, area.width())
         painter.drawText(area, middle, cut)
 
