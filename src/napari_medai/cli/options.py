@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from napari_medai.core.errors import ParamsError
 from napari_medai.core.volume import Volume
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Series = Annotated[str, typer.Option("--series", help="Series UID, where a folder holds several.")]
 
 
-def open_scan(source: Path, series: str) -> Volume:
+Repair = Annotated[
+    str,
+    typer.Option("--repair", help="DICOM: what to repair, e.g. tilt,missing (also spacing, duplicates, mosaic)."),
+]
+Values = Annotated[
+    str, typer.Option("--values", help="DICOM: which values, e.g. rescale, real-world, display, stored, suv.")
+]
+
+
+def reading(source: Path, repair: str, values: str) -> dict[str, Any]:
+    """Options of `napari_medai.open` for what was asked for.
+
+    Raises
+    ------
+    ParamsError
+        A repair is not known, or the source is not DICOM and has nothing to repair or choose.
+    """
+    if not repair and not values:
+        return {}
+    from napari_medai.io import find_format
+    from napari_medai.io.dicom.repair import checked
+
+    names = checked([name.strip() for name in repair.split(",") if name.strip()])
+    if find_format(source).name not in ("dicom", "archive"):
+        raise ParamsError(f"--repair and --values are for DICOM, and {source.name} is not; leave them out.")
+    return {"repair": names, "values": values}
+
+
+def open_scan(source: Path, series: str, repair: str = "", values: str = "") -> Volume:
     """Open what a command was given."""
     from napari_medai.io import open as open_volume
 
-    return open_volume(source, series_uid=series)
+    return open_volume(source, series_uid=series, **reading(source, repair, values))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Json, Series, open_scan
+from napari_medai.cli.options import Json, Repair, Series, Values, open_scan
 from napari_medai.core.errors import ParamsError, WriteError
 from napari_medai.core.result import Boxes, Mask, Result, Scores
 from napari_medai.core.stage import Stage, fields_of
@@ -26,14 +26,23 @@ def stage_command(stage: Stage) -> Callable[..., None]:
     """A command whose options are the stage's parameters."""
     fields = fields_of(stage.params)
 
-    def command(source: Path, model: str, out: Path | None, series: str, as_json: bool, **values: Any) -> None:
+    def command(
+        source: Path,
+        model: str,
+        out: Path | None,
+        series: str,
+        repair: str,
+        shown_values: str,
+        as_json: bool,
+        **values: Any,
+    ) -> None:
         from napari_medai.api import run_stage
         from napari_medai.io import save
 
         params = stage.params(**values)
         if out is not None:
             _check_target(stage, out)
-        volume = open_scan(source, series)
+        volume = open_scan(source, series, repair, shown_values)
         chosen = model or _default_model(stage, volume)
         with Shown(stage.name) as shown:
             result = run_stage(stage.name, volume, chosen, params, shown)
@@ -59,6 +68,8 @@ def stage_command(stage: Stage) -> Callable[..., None]:
             annotation=Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the result.")],
         ),
         inspect.Parameter("series", option, default="", annotation=Series),
+        inspect.Parameter("repair", option, default="", annotation=Repair),
+        inspect.Parameter("shown_values", option, default="", annotation=Values),
         inspect.Parameter("as_json", option, default=False, annotation=Json),
     ]
     for field in fields:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Json, Series, open_scan
-from napari_medai.core.errors import ReadError
+from napari_medai.cli.options import Json, Repair, Series, Values, open_scan, reading
+from napari_medai.core.errors import ReadError, SeriesInfo, UnsupportedFormatError
 from napari_medai.core.geometry import orientation_code
+from napari_medai.core.volume import Volume
 from napari_medai.terminal import console, print_json
 
 
-def info(source: Path, as_json: Json = False) -> None:
-    """List the series in a file or folder: size, spacing, orientation, findings."""
-    from napari_medai.io import list_series
-
+def info(source: Path, repair: Repair = "", values: Values = "", as_json: Json = False) -> None:
+    """List the series in a file or folder: size, spacing, orientation, findings; and what was not read."""
     rows = []
-    for entry in list_series(source):
+    images, findings = _images(source, repair, values)
+    for entry, opened in images:
         row: dict[str, Any] = {
             "uid": entry.uid,
             "modality": entry.modality,
@@ -29,7 +32,7 @@ def info(source: Path, as_json: Json = False) -> None:
             "files": entry.files,
         }
         try:
-            volume = open_scan(source, entry.uid)
+            volume = opened()
             row |= {
                 "axes": volume.axes,
                 "shape": list(volume.shape),
@@ -40,11 +43,13 @@ def info(source: Path, as_json: Json = False) -> None:
                 "affine": volume.affine.tolist(),
                 "findings": list(volume.meta.get("findings", ())),
             }
+            if "axis_t" in volume.meta:
+                row["axis_t"] = volume.meta["axis_t"]
         except ReadError as error:
             row |= {"axes": "", "spacing": list(entry.spacing_mm), "findings": [str(error)]}
         rows.append(row)
     if as_json:
-        print_json({"source": source.name, "series": rows})
+        print_json({"source": source.name, "series": rows, "findings": findings})
         return
     table = RichTable(
         Column("series", overflow="fold"), "modality", "description", "size", "spacing", "orientation", "findings"
@@ -62,11 +67,36 @@ def info(source: Path, as_json: Json = False) -> None:
             "\n".join(row["findings"]) or "-",
         )
     console().print(table)
+    for finding in findings:
+        console().print(f"{source.name}: {finding}", markup=False)
 
 
-def convert(source: Path, target: Path, series: Series = "") -> None:
+def _images(source: Path, repair: str, values: str) -> tuple[list[tuple[SeriesInfo, Callable[[], Volume]]], list[str]]:
+    """What a source holds and how to open it, and what of it was not read."""
+    from napari_medai.io import find_format, list_series
+
+    options = reading(source, repair, values)
+    found = None
+    if find_format(source).name == "dicom":
+        from napari_medai.io.dicom.series import survey
+
+        # a large folder is read once, and not again for each of its series
+        with suppress(UnsupportedFormatError):
+            found = survey(source)
+    if found is None:
+        infos = list_series(source)
+        return [(entry, partial(open_scan, source, entry.uid, repair, values)) for entry in infos], []
+    images = [
+        (image.info(), partial(image.opened, str(source), values)) for image in found.images(options.get("repair", ()))
+    ]
+    known = {entry.uid for entry, _ in images}
+    others = [entry for entry in list_series(source) if not repair and entry.uid not in known]
+    return [*images, *((entry, partial(open_scan, source, entry.uid)) for entry in others)], list(found.findings)
+
+
+def convert(source: Path, target: Path, series: Series = "", repair: Repair = "", values: Values = "") -> None:
     """Convert to the format of TARGET's suffix; into a folder, one NIfTI per series."""
     from napari_medai.io.convert import convert as convert_files
 
-    for path in convert_files(source, target, series_uid=series):
+    for path in convert_files(source, target, series_uid=series, **reading(source, repair, values)):
         print(path)

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo, WriteError
 from napari_medai.io import find_writer, list_series, open, save
@@ -15,7 +16,9 @@ LONGEST_NAME = 80
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10))})
 
 
-def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid: str = "") -> list[Path]:
+def convert(
+    src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid: str = "", **options: Any
+) -> list[Path]:
     """Convert an image, or every series of a folder.
 
     Parameters
@@ -28,6 +31,8 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid
         nothing in it is overwritten, a number is appended instead.
     series_uid : str
         Convert only this series.
+    **options
+        Of `napari_medai.open`, e.g. ``repair=("tilt",)``.
 
     Returns
     -------
@@ -44,7 +49,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if not dst.is_dir() and _names_a_file(dst):
-        return [save(open(src, series_uid=series_uid), dst)]
+        return [save(open(src, series_uid=series_uid, **options), dst)]
     series = [s for s in list_series(src) if series_uid in ("", s.uid)]
     if not series:
         raise ReadError(f"{src} has no series {series_uid!r}; list them with medai info.")
@@ -57,7 +62,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid
     failed: list[str] = []
     for info in series:
         try:
-            volume = open(src, series_uid=info.uid)
+            volume = open(src, series_uid=info.uid, **options)
             name = unique(file_name(info, volume.name), taken)
             done.append(save(volume, dst / name))
             taken.add(name.lower())

@@ -2,184 +2,67 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from napari_medai.core.errors import (
-    MedaiError,
     NoImagesError,
     ReadError,
     SeriesChoiceError,
     SeriesInfo,
     UnsupportedFormatError,
 )
-from napari_medai.core.geometry import Grid, canonical_reorientation
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.frames import Frame, frames_of
 from napari_medai.io.dicom.headers import Header, read_header, read_headers
-from napari_medai.io.dicom.mosaic import mosaic_findings
-from napari_medai.io.dicom.pixels import PixelFile, no_pixels, pixel_file, what_it_is
-from napari_medai.io.dicom.repair import canonical, checked, repaired
-from napari_medai.io.dicom.stacks import Stack, stacks_of
-from napari_medai.io.dicom.volumes import volume_of
+from napari_medai.io.dicom.images import Image, Series, clean, images_of
+from napari_medai.io.dicom.pixels import no_pixels, pixel_file, what_it_is
+from napari_medai.io.dicom.repair import checked
+from napari_medai.io.dicom.rtstruct import is_structure_set, structure_info
+
+__all__ = ["Image", "Series", "Survey", "clean", "list_series", "open_volume", "scan", "survey"]
 
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(eq=False)
-class Series:
-    """The files of one series, and the images they form.
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What lies in a place.
 
     Attributes
     ----------
-    uid : str
-        Series Instance UID, or a made-up one where the header has none.
-    headers : list of Header
-        Of the files that hold pixels.
-    findings : list of str
-        What was left out.
+    series : list of Series
+        In the order of their numbers.
+    findings : tuple of str
+        What was not read, whichever series it belongs to.
     """
 
-    uid: str
-    headers: list[Header]
-    findings: list[str] = field(default_factory=list)
+    series: list[Series]
+    findings: tuple[str, ...] = ()
 
     def images(self, repair: Sequence[str] = ()) -> list[Image]:
-        """The images of the series.
-
-        Parameters
-        ----------
-        repair : sequence of str
-            What is to be repaired, see `REPAIRS`.
+        """The images of all series.
 
         Raises
         ------
         MedaiError
-            Not one of its files can be opened.
+            Not one of them can be opened.
         """
-        frames: list[Frame] = []
-        files, failed = {}, list[MedaiError]()
-        seen: set[str] = set()
-        copies = 0
-        for header in self.headers:
-            instance = header.text("SOPInstanceUID")
-            if instance and instance in seen:
-                copies += 1
-                continue
-            try:
-                file = pixel_file(header)
-                found = frames_of(header, "mosaic" in repair)
-            except MedaiError as error:
-                failed.append(error)
-                continue
-            seen.add(instance)
-            files[header.path] = file
-            frames += found
-        if not frames:
-            raise failed[0] if failed else NoImagesError("The series holds no image.")
-        findings = list(self.findings)
-        if copies:
-            findings.append(f"{copies} files are copies of others (same instance UID) and were left out.")
-        if failed:
-            findings.append(f"{len(failed)} files cannot be opened and were left out; the first: {failed[0]}")
-        if any(header.repaired for header in self.headers):
-            findings.append("Some header elements do not follow the standard.")
-        findings += mosaic_findings(self.headers, "mosaic" in repair)
-        stacks = stacks_of(frames, "duplicates" in repair)
-        several = len(stacks) > 1
-        notes = _split_notes(stacks)
-        return [
-            Image(f"{self.uid}#{n}" if several else self.uid, stack, files, (*findings, *note), tuple(repair))
-            for n, (stack, note) in enumerate(zip(stacks, notes, strict=True), 1)
-        ]
-
-
-def _split_notes(stacks: Sequence[Stack]) -> list[tuple[str, ...]]:
-    """For each image of a series, that there are others and what they differ in."""
-    if len(stacks) < 2:
-        return [()] * len(stacks)
-    leads = [stack.frames[0] for stack in stacks]
-    differ: dict[str, set[object]] = {
-        "size": {(f.rows, f.columns) for f in leads},
-        "orientation": {None if f.place is None else f.place.orientation.round(3).tobytes() for f in leads},
-        "pixel spacing": {None if f.spacing is None else tuple(round(s, 4) for s in f.spacing) for f in leads},
-        "kind of image": {f.kind for f in leads},
-    }
-    why = ", ".join(name for name, values in differ.items() if len(values) > 1)
-    count = len(stacks)
-    note = f"The series holds {count} images that do not form one stack{f' (different {why})' if why else ''}"
-    return [(f"{note}; this is number {n}.",) for n in range(1, count + 1)]
-
-
-@dataclass(frozen=True, eq=False)
-class Image:
-    """One image of a series: what opens as a Volume.
-
-    Attributes
-    ----------
-    uid : str
-        Of the series, with ``#n`` where it holds several images.
-    stack : Stack
-        Planes and where they lie.
-    files : dict of str to PixelFile
-        Where the pixels are, by path.
-    findings : tuple of str
-        What is unusual about the series.
-    repair : tuple of str
-        What is repaired in its Volume.
-    """
-
-    uid: str
-    stack: Stack
-    files: dict[str, PixelFile]
-    findings: tuple[str, ...]
-    repair: tuple[str, ...] = ()
-
-    def volume(self, source: str = "", values: str = "") -> Volume:
-        """The lazy Volume, in the axes as stored; ``values`` as in `open_volume`."""
-        volume = volume_of(self.stack, self.files, self.uid, self.findings, source, values)
-        if self.stack.directions is not None and "axis_t" in volume.meta:
-            axis = {**volume.meta["axis_t"], "directions": self.stack.directions}
-            volume = volume.replace(meta={**volume.meta, "axis_t": axis})
-        return repaired(volume, self.stack, self.repair)
-
-    def info(self) -> SeriesInfo:
-        """What a person chooses it by; no Volume is built for it."""
-        lead = self.stack.frames[0]
-        header = lead.header
-        number = header.number("SeriesNumber")
-        depth = len(self.stack.planes[0])
-        grid = Grid((depth, lead.rows, lead.columns), self.stack.affine, self.stack.units)
-        if self.stack.has_depth:
-            grid = grid.reoriented(canonical_reorientation(self.stack.affine))
-        spatial, spacing = (grid.shape, grid.spacing) if self.stack.has_depth else (grid.shape[1:], grid.spacing[1:])
-        time = (len(self.stack.planes),) if self.stack.has_time else ()
-        colour = (3,) if self.files[header.path].colour else ()
-        return SeriesInfo(
-            self.uid,
-            header.text("Modality"),
-            clean(header.text("SeriesDescription")),
-            None if number is None or not math.isfinite(number) else int(number),
-            (*time, *spatial, *colour),
-            tuple(spacing),
-            len({frame.header.path for frame in self.stack.frames}),
-        )
-
-
-def clean(text: str) -> str:
-    """A header's text on one line without control characters."""
-    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()[:64]
+        return images_of(self.series, repair)
 
 
 def scan(path: PathLike, progress: Progress | None = None) -> list[Series]:
+    """All series in a place, as `survey` finds them."""
+    return survey(path, progress).series
+
+
+def survey(path: PathLike, progress: Progress | None = None) -> Survey:
     """All series in a file's folder, a folder and what lies in it, or a DICOMDIR.
 
     A file gives its own series with all the files of it that lie beside it.
@@ -202,27 +85,33 @@ def scan(path: PathLike, progress: Progress | None = None) -> list[Series]:
     here = folder_of(Path(os.path.abspath(path)))
     if here.is_dir():
         directory = next((p for p in (here / "DICOMDIR", here / "dicomdir") if p.is_file()), None)
-        paths = _files_below(here)
+        paths, closed = _files_below(here)
         if not paths and directory is not None:
-            return scan(directory, progress)
-        return _series(here, paths, False, progress)
+            return survey(directory, progress)
+        notes = [f"{closed} folders may not be read."] if closed else []
+        return _series(here, paths, False, notes, progress)
     header = read_header(here)
     if is_dicomdir(header):
         paths, missing = referenced_files(here)
-        found = _series(here, paths, True, progress)
+        listed = set(paths)
+        unlisted = sum(path not in listed for path in _files_below(here.parent)[0])
+        notes = [f"{missing} files that the DICOMDIR lists are not there."] if missing else []
+        notes += [f"{unlisted} other files were not read (the DICOMDIR does not list them)."] if unlisted else []
+        found = _series(here, paths, True, notes, progress)
         if missing:
-            for series in found:
-                series.findings.append(f"{missing} files that the DICOMDIR lists are not there.")
+            for series in found.series:
+                series.findings.append(notes[0])
         return found
     if not header.pixel_keyword:
         raise no_pixels(header)
     uid = header.text("SeriesInstanceUID")
     pixel_file(header)  # a broken file says so itself, however many good ones lie beside it
     if not uid:
-        return [Series(_made_up(header), [header])]
-    headers, _ = read_headers(_siblings(here), progress)
+        return Survey([Series(_made_up(header), [header])])
+    headers, failed = read_headers(_siblings(here), progress)
     mine = [h for h in headers if h.pixel_keyword and h.text("SeriesInstanceUID") == uid and h.path != os.fspath(here)]
-    return [Series(uid, [header, *mine])]
+    beside = [f"{len(failed)} files beside it cannot be read."] if failed else []
+    return Survey([Series(uid, [header, *mine], beside)], tuple(beside))
 
 
 def _siblings(path: Path) -> list[str]:
@@ -234,15 +123,19 @@ def _siblings(path: Path) -> list[str]:
     return [os.path.join(path.parent, name) for name in names]
 
 
-def _files_below(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder):
+def _files_below(folder: Path) -> tuple[list[str], int]:
+    """All files in a folder and those below it, and how many folders may not be read."""
+    found: list[str] = []
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         folders.sort()
         found += [os.path.join(parent, name) for name in sorted(names) if name.upper() != "DICOMDIR"]
-    return found
+    return found, len(closed)
 
 
-def _series(where: Path, paths: Sequence[str], listed: bool, progress: Progress | None = None) -> list[Series]:
+def _series(
+    where: Path, paths: Sequence[str], listed: bool, notes: Sequence[str], progress: Progress | None = None
+) -> Survey:
     headers, failed = read_headers(paths, progress)
     images = [h for h in headers if h.pixel_keyword]
     others = [h for h in headers if not h.pixel_keyword and not is_dicomdir(h)]
@@ -263,12 +156,27 @@ def _series(where: Path, paths: Sequence[str], listed: bool, progress: Progress 
     for header in images:
         groups.setdefault(header.text("SeriesInstanceUID") or _made_up(header), []).append(header)
     found = [Series(uid, group) for uid, group in groups.items()]
-    notes = [f"{len(failed)} files beside it cannot be read."] if failed else []
+    beside = [f"{len(failed)} files beside it cannot be read."] if failed else []
     if others:
-        notes.append(f"{len(others)} files beside it hold no pixels (e.g. {what_it_is(others[0])}).")
+        beside.append(f"{len(others)} files beside it hold no pixels (e.g. {what_it_is(others[0])}).")
     for series in found:
-        series.findings += notes
-    return sorted(found, key=lambda s: (s.headers[0].integer("SeriesNumber", 1 << 31), s.uid))
+        series.findings += beside
+        series.beside = others
+    found.sort(key=lambda s: (s.headers[0].integer("SeriesNumber", 1 << 31), s.uid))
+    return Survey(found, (*notes, *_not_read(paths, headers, failed, others)))
+
+
+def _not_read(
+    paths: Sequence[str], headers: Sequence[Header], failed: Sequence[ReadError], others: Sequence[Header]
+) -> list[str]:
+    """What of a place is in no series."""
+    notes = [f"{len(failed)} DICOM files cannot be read; the first: {failed[0]}"] if failed else []
+    kinds = Counter(what_it_is(header) for header in others)
+    if kinds:
+        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        notes.append(f"{len(others)} DICOM files hold no pixels ({listing}).")
+    foreign = len(paths) - len(headers) - len(failed)
+    return [*notes, f"{foreign} other files were not read (not DICOM)."] if foreign else notes
 
 
 def _made_up(header: Header) -> str:
@@ -294,7 +202,9 @@ def list_series(path: PathLike) -> list[SeriesInfo]:
     ReadError
         Nothing can be opened.
     """
-    return [image.info() for image in _images(scan(path))]
+    series = scan(path)
+    structures = [structure_info(h) for h in series[0].beside if is_structure_set(h)]
+    return [*(image.info() for image in images_of(series)), *structures]
 
 
 def open_volume(path: PathLike, series_uid: str = "", *, repair: Sequence[str] = (), values: str = "") -> Volume:
@@ -332,34 +242,18 @@ def open_volume(path: PathLike, series_uid: str = "", *, repair: Sequence[str] =
     if series_uid:
         base = series_uid.partition("#")[0]
         chosen = [s for s in series if s.uid == base]
-        images = _images(chosen, repair) if chosen else []
+        images = images_of(chosen, repair) if chosen else []
         images = [i for i in images if i.uid == series_uid or (i.uid.partition("#")[0] == series_uid)]
         if not images:
             raise ReadError(f"No series {series_uid} in {where}; use list_series to see what is there.")
     else:
-        images = _images(series, repair)
+        images = images_of(series, repair)
         if len(images) > 1 and os.path.isfile(path):
             images = [i for i in images if _holds(i, path)] or images
     if len(images) > 1:
         raise SeriesChoiceError(where, [i.info() for i in images])
-    return canonical(images[0].volume(os.fspath(path), values))
+    return images[0].opened(os.fspath(path), values)
 
 
 def _holds(image: Image, path: PathLike) -> bool:
-    return any(frame.header.path == os.path.abspath(path) for frame in image.stack.frames)
-
-
-def _images(series: Iterable[Series], repair: Sequence[str] = ()) -> list[Image]:
-    found: list[Image] = []
-    failed: list[MedaiError] = []
-    for one in series:
-        try:
-            found += one.images(repair)
-        except MedaiError as error:
-            failed.append(error)
-    if not found:
-        raise failed[0] if failed else NoImagesError("There is no such image.")
-    if failed:
-        note = f"{len(failed)} other series cannot be opened; the first: {failed[0]}"
-        found = [replace(image, findings=(*image.findings, note)) for image in found]
-    return found
+    return any(os.path.abspath(path) in frame.paths for frame in image.stack.frames)
