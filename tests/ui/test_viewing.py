@@ -399,3 +399,35 @@ class TestWhichSideIsUp:
         np.testing.assert_allclose(viewer.scene.camera.angles, (10, 20, 30))
         viewer.reset_view()
         np.testing.assert_allclose(viewer.scene.camera.view_direction, (0, 1, 0), atol=1e-9)
+
+
+class TestLetters:
+    def letters(self, viewer):
+        names = ("top_center", "bottom_center", "middle_left", "middle_right")
+        overlays = [viewer.canvas.overlays[f"patient_{name}"] for name in names]
+        return " ".join(o.text for o in overlays) if all(o.visible for o in overlays) else ""
+
+    def test_of_an_axial_scan(self, viewer, axial):
+        add(viewer, axial)
+        assert self.letters(viewer) == "A P R L"
+        viewer.dims.order = (1, 0, 2)
+        assert self.letters(viewer) == "S I R L"
+        viewer.dims.order = (2, 0, 1)
+        assert self.letters(viewer) == "S I A P"
+        viewer.dims.transpose()
+        assert self.letters(viewer) == "A P I S"
+        viewer.scene.camera.orientation2d = ("up", "left")
+        assert self.letters(viewer) == "P A S I"
+        viewer.dims.ndisplay = 3
+        assert self.letters(viewer) == ""
+
+    def test_of_an_oblique_scan(self, viewer):
+        # turned about x by 30 degrees: its planes rise towards the front
+        add(viewer, blob((20, 30, 30), placed((20, 30, 30), (2, 1, 1), (0, 0, 30)), "oblique"))
+        assert self.letters(viewer) == "AS PI R L"
+        viewer.layers.clear()
+        assert self.letters(viewer) == ""
+
+    def test_a_slide_has_none(self, viewer, slide):
+        viewer._add_layer_from_data(*volume_to_layers(slide)[0])
+        assert "patient_top_center" not in viewer.canvas.overlays

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_medai.core.geometry import index_to_world, world_to_index
+from napari_medai.ui.letters import edges, show_letters
 from napari_medai.ui.placement import SOLID_KEY, layer_affine, record
 from napari_medai.ui.reslicing import PaintedView
 from napari_medai.ui.scans import is_scan
@@ -64,6 +65,8 @@ class Viewing:
         dims.ndisplay.connect(self._early.before_turning, position="first")
         dims.ndisplay.connect(self._after_turning, position="last")
         dims.order.connect(self._orient, position="last")
+        viewer.scene.camera.events.orientation.connect(self._write_letters)
+        viewer.layers.selection.events.active.connect(self._write_letters)
         viewer.events.reset_view.connect(self._on_reset)
         viewer.layers.events.inserted.connect(self._on_inserted, position="last")
         viewer.layers.events.removed.connect(self._orient, position="last")
@@ -130,9 +133,9 @@ class Viewing:
         return index_to_world(way, here) if ndisplay == 2 else world_to_index(way, here)
 
     def _way(self) -> Any:
-        """Displayed -> world of the layer that is looked at, or of the first scan."""
+        """Displayed -> world of the patient's scan that is looked at, or of the first."""
         layers = [self.viewer.layers.selection.active, *self.viewer.layers]
-        ways = [record(layer)["to_world"] for layer in layers if layer is not None and "to_world" in record(layer)]
+        ways = [record(layer)["to_world"] for layer in layers if layer is not None and _is_patient(layer)]
         return ways[0] if ways else None
 
     # layers
@@ -162,6 +165,10 @@ class Viewing:
     # the camera
 
     def _orient(self, _: Any = None) -> None:
+        self._turn()
+        self._write_letters()
+
+    def _turn(self) -> None:
         """Superior up where z is vertical; in 3-D the first look is from the front."""
         viewer = self.viewer
         if viewer is None or self._theirs or not any(_is_patient(layer) for layer in viewer.layers):
@@ -176,6 +183,19 @@ class Viewing:
         if dims.ndisplay == 3 and not self._fronted and tuple(dims.order[-3:]) == tuple(range(dims.ndim))[-3:]:
             self._fronted = True
             camera.set_view_direction(*_FROM_THE_FRONT)
+
+    def _write_letters(self, _: Any = None) -> None:
+        """The patient's sides at the edges of a slice."""
+        viewer = self.viewer
+        if viewer is None:
+            return
+        dims, texts = viewer.dims, {}
+        displayed = [axis - dims.ndim + 3 for axis in dims.order[-2:]]
+        way = self._way()
+        if way is not None and dims.ndisplay == 2 and dims.ndim >= 3 and min(displayed) >= 0:
+            vertical, horizontal = map(str, viewer.scene.camera.orientation2d)
+            texts = edges(way, (displayed[0], displayed[1]), (vertical, horizontal))
+        show_letters(viewer, texts)
 
     def _on_reset(self, _: Any = None) -> None:
         """napari's home button looks along z; a patient is looked at from the front."""
