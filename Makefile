@@ -9,7 +9,7 @@ READY := .venv/.ready
 # A real screen is used where there is one; else a virtual one.
 SCREEN := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY)),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test check docs samples clean
+.PHONY: demo test check fuzz docs samples clean
 
 demo: $(READY) samples
 	$(SCREEN) $(BIN)/medai demo --out demo-output
@@ -24,6 +24,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/npe2 validate napari-medai
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# 20,000 damaged files, about half an hour; FUZZ="--count 500 --seed 7 --kinds nifti,archive" for others
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -234,3 +234,16 @@ class TestRefusals:
         with pytest.raises(ReadError) as caught:
             medai.open(path)
         assert str(caught.value).startswith(f"s.zip{os.sep}1{os.sep}a.nii")
+
+    def test_a_member_without_a_name(self, tmp_path: Path) -> None:
+        data = zipped(tmp_path / "s.zip", {"ab": CT.read_bytes()}).read_bytes()
+        for start, at in ((b"PK\3\4", 26), (b"PK\1\2", 28)):
+            where = data.index(start)
+            name = where + (30 if start == b"PK\3\4" else 46)
+            data = data[: where + at] + b"\0\0" + data[where + at + 2 : name] + data[name + 2 :]
+        end = data.rindex(b"PK\5\6")
+        directory = data.index(b"PK\1\2")
+        data = data[: end + 12] + struct.pack("<II", end - directory, directory) + data[end + 20 :]
+        (tmp_path / "s.zip").write_bytes(data)
+        with pytest.raises(NoImagesError, match="lead out of the archive"):
+            medai.open(tmp_path / "s.zip")

@@ -31,6 +31,8 @@ ALWAYS_BYTES = 256 << 20
 # Left free on the disk that it is unpacked to.
 _SPARE_BYTES = 1 << 30
 _PIECE_BYTES = 1 << 20
+# No image with the header it needs is shorter; files cost time each, and an archive may hold any number of empty ones.
+_SMALLEST_BYTES = 200
 _PREFIX = "medai-archive-"
 _NIFTI = re.compile(r"\.(nii|hdr|img)(\.gz)?$", re.IGNORECASE)
 # Looked at before a reader of the viewer says that an archive is none of its business.
@@ -278,6 +280,8 @@ def _kind(member: Member, head: bytes) -> str:
     """``"dicom"``, ``"nifti"``, ``"archive"`` or empty."""
     from napari_medai.io.dicom.headers import looks_like_dicom
 
+    if len(head) < _SMALLEST_BYTES and not _NIFTI.search(member.name):
+        return ""
     if looks_like_dicom(head):
         return "dicom"
     if is_archive(head):

@@ -134,7 +134,7 @@ def _zip_members(archive: zipfile.ZipFile) -> Listing:
     entries = archive.infolist()
     _check_count(len(entries))
     for entry in entries:
-        if entry.is_dir():
+        if entry.filename.endswith("/"):
             continue
         kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0
         if kind not in (0, stat.S_IFREG):
