@@ -24,12 +24,12 @@ NOTED = "noted"
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 16
 
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_VRS = frozenset(
+LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )  # fmt: skip
-_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
-_TEXTS = frozenset(("CS", "DS", "IS", "DA", "TM", "DT", "UI", "AS"))
+NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+TEXTS = frozenset(("CS", "DS", "IS", "DA", "TM", "DT", "UI", "AS"))
 _LOCAL_TEXTS = frozenset(("LO", "SH", "LT", "ST"))
 _DELIMITERS = {"\r", "\n", "\t", "\f"}
 
@@ -112,7 +112,7 @@ def read_elements(file: BinaryIO, head: bytes, size: int, wanted: Mapping[int, s
         values, pixels = _walk(window, at, implicit, wanted)
     except (_Irregular, struct.error, UnicodeError, LookupError, ValueError):
         return None
-    return Found(_converted(values), syntax, _plain(meta.get(0x00020002, b"")), *pixels)
+    return Found(converted(values), syntax, _plain(meta.get(0x00020002, b"")), *pixels)
 
 
 def _plain(raw: bytes) -> str:
@@ -141,9 +141,9 @@ def _explicit(window: _Window, at: int) -> tuple[int, str, int, int]:
         raise _Irregular
     group, element, vr, length = struct.unpack_from("<HH2sH", head)
     tag = group << 16 | element
-    if vr in _SHORT_VRS:
+    if vr in SHORT_VRS:
         return tag, vr.decode(), 8, length
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         return tag, vr.decode(), 12, struct.unpack_from("<I", head, 8)[0]
     if group == 0xFFFE:
         return tag, "", 8, struct.unpack_from("<I", head, 4)[0]
@@ -225,16 +225,16 @@ def _past_item(window: _Window, at: int, implicit: bool, depth: int) -> int:
             at += length
 
 
-def _converted(found: dict[int, tuple[str, bytes]]) -> dict[int, Any]:
+def converted(found: dict[int, tuple[str, bytes]]) -> dict[int, Any]:
     charset = found.get(0x00080005, ("CS", b""))[1].decode("ascii")
     values: dict[int, Any] = {}
     for tag, (vr, raw) in found.items():
-        if vr in _TEXTS:
+        if vr in TEXTS:
             values[tag] = raw.decode("latin-1").strip("\0 ")
         elif vr in _LOCAL_TEXTS:
             values[tag] = _local(raw, charset)
-        elif vr in _NUMBERS:
-            letter = _NUMBERS[vr]
+        elif vr in NUMBERS:
+            letter = NUMBERS[vr]
             count = len(raw) // struct.calcsize(letter)
             values[tag] = struct.unpack(f"<{count}{letter}", raw)
         else:

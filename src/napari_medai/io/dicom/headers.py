@@ -20,7 +20,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from napari_medai.core.errors import ReadError
 from napari_medai.core.stage import Progress
-from napari_medai.io.dicom.elements import CHUNK, NOTED, read_elements
+from napari_medai.io.dicom.bulk import Kin, read_alike
+from napari_medai.io.dicom.elements import CHUNK, NOTED, Found, read_elements
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.io.dicom.remote import as_if_whole
 
@@ -30,7 +31,7 @@ DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 # Threads hide the delay of network drives; parsing itself holds Python's lock.
 _THREADS, _THREADED = 4, 16
 # Files that a thread reads between two words about the progress: 0.05 s on a local disk.
-_SHARE = 256
+_SHARE = 1024
 
 _KEYWORDS = (
     # what it is
@@ -87,6 +88,14 @@ WANTED = (
     {tag: dictionary_VR(tag).split(" ")[0] for tag in _TAGS.values()} | _PRIVATE | dict.fromkeys(OVERLAY_ROWS, "US")
 )
 WANTED |= {_TAGS[word]: NOTED for word in _NOTED}
+# What says which slice it is and when it was taken; all else of a slice follows from the other elements.
+OF_EACH_SLICE = frozenset(
+    _TAGS[word]
+    for word in (
+        "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
+        "AcquisitionNumber", "AcquisitionTime", "ContentTime", "AcquisitionDateTime", "ImagePositionPatient",
+    )
+)  # fmt: skip
 # At most as many frames as a header may claim; above it a count is taken for damage.
 MOST_FRAMES = 1_000_000
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
@@ -123,6 +132,8 @@ class Header:
         Length of the file in bytes.
     repaired : bool
         Whether pydicom warned about the header.
+    kin : Kin or None
+        What it shares with the files that were read together with it.
     """
 
     path: str
@@ -135,6 +146,12 @@ class Header:
     pixel_vr: str
     size: int
     repaired: bool
+    kin: Kin | None = None
+
+    @property
+    def shared(self) -> dict[str, Any] | None:
+        """What was derived from a file that differs from this one in number, place and time alone; None without one."""
+        return None if self.kin is None or not self.kin.varying <= OF_EACH_SLICE else self.kin.derived
 
     def text(self, keyword: str) -> str:
         """An element as text, empty if absent or unreadable."""
@@ -289,9 +306,13 @@ def _read_header(path: str, changed: int, size: int) -> Header:
         raise ReadError(
             f"The header of {name} is broken ({type(error).__name__}); the file may be cut off or damaged."
         ) from error
+    return _header(path, found, size)
+
+
+def _header(path: str, found: Found, size: int, kin: Kin | None = None) -> Header:
     keyword = _PIXEL_KEYWORDS.get(found.pixel_tag, "")
     offset, length, vr = found.pixel_offset, found.pixel_length, found.pixel_vr
-    return Header(path, found.values, found.media_class, found.syntax, keyword, offset, length, vr, size, False)
+    return Header(path, found.values, found.media_class, found.syntax, keyword, offset, length, vr, size, False, kin)
 
 
 def _through_pydicom(path: str, file: BinaryIO, size: int) -> Header:
@@ -369,16 +390,23 @@ def read_headers(paths: Sequence[str], progress: Progress | None = None) -> tupl
                 answers.append(error)
         return answers
 
+    def together(some: Sequence[str]) -> list[Header | ReadError]:
+        answers: list[Header | ReadError] = []
+        for path, alike in zip(some, read_alike(some, WANTED), strict=True):
+            answers += (
+                attempt([path]) if alike is None else [as_if_whole(_header(path, alike.found, alike.size, alike.kin))]
+            )
+        return answers
+
     if len(paths) < _THREADED:
         answers = attempt(paths)
     else:
-        share = min(_SHARE, -(-len(paths) // _THREADS))
-        parts = [paths[n : n + share] for n in range(0, len(paths), share)]
         answers = []
+        parts = [paths[n : n + _SHARE] for n in range(0, len(paths), _SHARE)]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for n, part in enumerate(pool.map(attempt, parts)):
+            for n, part in enumerate(pool.map(together, parts)):
                 answers += part
                 if progress is not None:
-                    progress.update(min((n + 1) * share, len(paths)), len(paths), "Reading headers")
+                    progress.update(min((n + 1) * _SHARE, len(paths)), len(paths), "Reading headers")
     headers = [a for a in answers if isinstance(a, Header)]
     return headers, [a for a in answers if isinstance(a, ReadError)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -79,17 +80,33 @@ def marks_of(header: Header, index: int, group: Any, shared: Any) -> dict[str, f
         "kev": _kev(header, group, shared),
         "thickness": header.number("SliceThickness"),
         "reference": _scaled(header.number("FrameReferenceTime"), 1e-3),
-        "acquisition": header.number("AcquisitionNumber"),
-        "time": _clock(header.text("AcquisitionTime")) or _clock(header.text("ContentTime")),
-        "moment": _moment(header.text("AcquisitionDateTime")),
-        "instance": header.number("InstanceNumber"),
         "frame": float(index),
-    }
+    } | _own(header)
     gradient = _gradient(header)
     if group is not None or shared is not None:
         gradient = _functional(found, group, shared) or gradient
     found |= zip(("gz", "gy", "gx"), gradient, strict=False)
     return {name: v for name, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def _own(header: Header) -> dict[str, float | None]:
+    return {
+        "acquisition": header.number("AcquisitionNumber"),
+        "time": _clock(header.text("AcquisitionTime")) or _clock(header.text("ContentTime")),
+        "moment": _moment(header.text("AcquisitionDateTime")),
+        "instance": header.number("InstanceNumber"),
+    }
+
+
+def own_marks(header: Header, others: Mapping[str, float]) -> dict[str, float]:
+    """The marks of a slice, from those of one that differs from it in `OF_EACH_SLICE` alone."""
+    found = dict(others)
+    for name, stated in _own(header).items():
+        if stated is None or not math.isfinite(stated):
+            found.pop(name, None)
+        else:
+            found[name] = stated
+    return found
 
 
 def _functional(found: dict[str, float | None], group: Any, shared: Any) -> tuple[float, ...]:

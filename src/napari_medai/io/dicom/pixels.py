@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,6 +62,13 @@ class PixelFile:
     photometric: str
     options: Mapping[str, Any]
 
+    def of(self, path: str) -> PixelFile:
+        """The same of another file."""
+        # dataclasses.replace takes five times as long, and a series has hundreds of files
+        other = object.__new__(PixelFile)
+        other.__dict__.update(self.__dict__, path=path)
+        return other
+
     @property
     def colour(self) -> bool:
         """Whether a plane has red, green and blue."""
@@ -93,9 +101,15 @@ def pixel_file(header: Header) -> PixelFile:
     DependencyError
         No decoder for the compression is installed.
     """
-    name = Path(header.path).name
+    name = os.path.basename(header.path)
     if not header.pixel_keyword:
         raise no_pixels(header)
+    shared = header.shared
+    if shared is not None and "pixel_file" in shared:
+        alike: PixelFile = shared["pixel_file"]
+        found = alike.of(header.path)
+        _check_length(header, found, name)
+        return found
     rows, columns = header.integer("Rows"), header.integer("Columns")
     samples = header.integer("SamplesPerPixel", 1)
     allocated = header.integer("BitsAllocated", 8 * FLOAT_BYTES.get(header.pixel_keyword, 0))
@@ -140,6 +154,8 @@ def pixel_file(header: Header) -> PixelFile:
     )  # fmt: skip
     _check_length(header, found, name)
     _check_decoder(found, name)
+    if shared is not None:
+        shared["pixel_file"] = found
     return found
 
 
