@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import time
+import warnings
 
 from tests.fuzz.campaign import KEPT_BYTES, REGRESSIONS, Opener, Outcomes, reduced, run
 from tests.fuzz.mutate import Mutant, mutant
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--kinds", default="", help="only these, e.g. nifti,archive")
     parser.add_argument("--no-walk", action="store_true", help="leave out the files as they are")
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # of pydicom, about the files that are being damaged
     kinds = arguments.kinds.split(",") if arguments.kinds else []
     outcomes = Outcomes()
     start = time.monotonic()
