@@ -7,7 +7,7 @@ Classic files hold one plane each, enhanced ones describe each frame in function
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from napari_medai.core.errors import GeometryError
 from napari_medai.io.dicom.headers import Header, frame_count, number, numbers
-from napari_medai.io.dicom.marks import kind_of, macro, marks_of
+from napari_medai.io.dicom.marks import kind_of, macro, marks_of, own_marks
 from napari_medai.io.dicom.mosaic import mosaic_of
 from napari_medai.io.dicom.realworld import RealWorld, frame_mapping
 from napari_medai.io.dicom.segments import segmentation_frames
+from napari_medai.io.dicom.slides import Level, flavour, is_slide, level_of
 
 # Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
 DIRECTION_TOLERANCE = 0.02
@@ -88,6 +89,8 @@ class Frame:
         on a slice without any.
     real : RealWorld or None
         Stored value -> real-world value, if the frame's functional groups say it.
+    levels : tuple of Level
+        Of a whole slide, whose tiles are one frame here: its resolutions, the finest first.
     """
 
     header: Header
@@ -105,6 +108,12 @@ class Frame:
     tile: tuple[int, int] | None = None
     segments: tuple[tuple[int, int], ...] | None = None
     real: RealWorld | None = None
+    levels: tuple[Level, ...] = ()
+
+    @property
+    def paths(self) -> set[str]:
+        """The files that hold its pixels."""
+        return {self.header.path, *(path for level in self.levels for path, _ in level.tiles.values())}
 
 
 def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
@@ -122,6 +131,11 @@ def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
     GeometryError
         A position, direction or spacing is not a finite number.
     """
+    alike = header.shared
+    if alike is not None and "frame" in alike:
+        slice_frame = _like(alike["frame"], header)
+        if slice_frame is not None:
+            return [slice_frame]
     mosaic = mosaic_of(header, protocol)
     if mosaic is not None:
         whole = _frame(header, 0, None, None)
@@ -138,12 +152,38 @@ def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
     count = frame_count(header)
     shared = next(iter(header.items("SharedFunctionalGroupsSequence")), None)
     groups = header.items("PerFrameFunctionalGroupsSequence")
+    if is_slide(header):
+        return [_slide(header, shared, groups)]
     frames = [_frame(header, n, groups[n] if n < len(groups) else None, shared) for n in range(count)]
     if count > 1 and not groups:
         frames = _offset_frames(header, frames)
     if header.text("Modality") == "SEG":
-        frames = segmentation_frames(header, frames)
+        return segmentation_frames(header, frames)
+    if alike is not None and count == 1 and not groups:
+        alike["frame"] = frames[0]
     return frames
+
+
+def _slide(header: Header, shared: Any, groups: Sequence[Any]) -> Frame:
+    measures = macro(None, shared, "PixelMeasuresSequence") or header.fields
+    level = level_of(header, shared, groups, measures)
+    thickness = number(measures, "SliceThickness")
+    thickness = thickness if thickness is not None and math.isfinite(thickness) and thickness > 0 else None
+    return Frame(
+        header, 0, level.rows, level.columns, None, level.spacing_mm, thickness, kind=flavour(header), levels=(level,)
+    )
+
+
+def _like(other: Frame, header: Header) -> Frame | None:
+    """The plane of a file that differs from another's in `OF_EACH_SLICE` alone; None if it has no position."""
+    position = header.numbers("ImagePositionPatient")
+    if other.place is None or len(position) != 3:
+        return None
+    place = Place(_finite(position, "position"), other.place.orientation, other.place.spacing)
+    # dataclasses.replace takes five times as long, and a series has hundreds of slices
+    found = object.__new__(Frame)
+    found.__dict__.update(other.__dict__, header=header, place=place, marks=own_marks(header, other.marks))
+    return found
 
 
 def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:

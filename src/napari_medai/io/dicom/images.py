@@ -15,6 +15,7 @@ from napari_medai.io.dicom.headers import Header
 from napari_medai.io.dicom.mosaic import mosaic_findings
 from napari_medai.io.dicom.pixels import PixelFile, pixel_file
 from napari_medai.io.dicom.repair import canonical, repaired
+from napari_medai.io.dicom.slides import pyramids
 from napari_medai.io.dicom.stacks import Stack, stacks_of
 from napari_medai.io.dicom.volumes import volume_of
 
@@ -81,7 +82,7 @@ class Series:
         if any(header.repaired for header in self.headers):
             findings.append("Some header elements do not follow the standard.")
         findings += mosaic_findings(self.headers, "mosaic" in repair)
-        stacks = stacks_of(frames, "duplicates" in repair)
+        stacks = stacks_of(pyramids(frames), "duplicates" in repair)
         several = len(stacks) > 1
         notes = _split_notes(stacks)
         return [

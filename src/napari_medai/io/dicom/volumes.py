@@ -15,6 +15,7 @@ from napari_medai.io.dicom.headers import Header
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.segments import segment_meta
+from napari_medai.io.dicom.slides import slide_affine, slide_array
 from napari_medai.io.dicom.stacks import Stack
 from napari_medai.io.dicom.unusual import pixel_findings
 from napari_medai.io.dicom.values import Scale, choose
@@ -60,6 +61,8 @@ def volume_of(
     """
     lead = stack.frames[0]
     header = lead.header
+    if lead.levels:
+        return _slide(lead, files, uid, findings, source)
     choice = choose(stack.frames, values)
     scales = iter(choice.scales)
     shown = choice.meta["values"]
@@ -80,18 +83,7 @@ def volume_of(
         meta |= {"padding": padding} if padding is not None else {}
     if stack.axis is not None:
         meta["axis_t"] = {"name": stack.axis[0], "unit": stack.axis[1], "values": stack.axis[2]}
-    if lead.thickness is not None and header.number("SliceThickness"):
-        meta["slice_thickness_mm"] = header.number("SliceThickness")
-    for key, keyword in (
-        ("frame_of_reference_uid", "FrameOfReferenceUID"),
-        ("series_description", "SeriesDescription"),
-        ("body_part", "BodyPartExamined"),
-        ("manufacturer", "Manufacturer"),
-    ):
-        if header.text(keyword):
-            meta[key] = re.sub(r"[\x00-\x1f\x7f]+", " ", header.text(keyword)).strip()[:64]
-    if header.number("SeriesNumber") is not None:
-        meta["series_number"] = header.integer("SeriesNumber")
+    meta |= _described(lead)
     if header.text("Modality") == "RTDOSE":
         for key, keyword in (("dose_type", "DoseType"), ("dose_summation", "DoseSummationType")):
             meta |= {key: header.text(keyword).lower()[:16]} if header.text(keyword) else {}
@@ -102,6 +94,35 @@ def volume_of(
         meta |= found
         meta["findings"] += tuple(unusual)
     return Volume(array, axes, stack.affine, stack.units, header.text("Modality"), _name(lead), meta, source)
+
+
+def _slide(frame: Frame, files: dict[str, PixelFile], uid: str, findings: tuple[str, ...], source: str) -> Volume:
+    array, axes, meta, notes = slide_array(frame, files)
+    affine, units = slide_affine(frame)
+    file = files[frame.header.path]
+    lead = Plane(file, 0, None, 1.0, 0.0, False)
+    notes = [*findings, *notes, *pixel_findings([frame.header], lead)]
+    meta |= {"findings": tuple(notes), "series_uid": uid, "photometric": file.photometric, **_described(frame)}
+    return Volume(array, axes, affine, units, frame.header.text("Modality"), _name(frame), meta, source)
+
+
+def _described(lead: Frame) -> dict[str, Any]:
+    """The header fields that say what the image is."""
+    header = lead.header
+    found: dict[str, Any] = {}
+    if lead.thickness is not None and header.number("SliceThickness"):
+        found["slice_thickness_mm"] = header.number("SliceThickness")
+    for key, keyword in (
+        ("frame_of_reference_uid", "FrameOfReferenceUID"),
+        ("series_description", "SeriesDescription"),
+        ("body_part", "BodyPartExamined"),
+        ("manufacturer", "Manufacturer"),
+    ):
+        if header.text(keyword):
+            found[key] = re.sub(r"[\x00-\x1f\x7f]+", " ", header.text(keyword)).strip()[:64]
+    if header.number("SeriesNumber") is not None:
+        found["series_number"] = header.integer("SeriesNumber")
+    return found
 
 
 def _plane(frame: Frame, files: dict[str, PixelFile], scale: Scale, values: str) -> Plane:
