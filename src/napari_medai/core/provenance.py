@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# The note of a result whose labels were painted over since.
+EDITED = "edited in the viewer after the run"
+
 
 @dataclass(frozen=True)
 class Provenance:

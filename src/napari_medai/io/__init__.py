@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from napari_medai.core.errors import ReadError, SeriesInfo, UnsupportedFormatError, WriteError
 
 if TYPE_CHECKING:
+    from napari_medai.core.contours import Contours
     from napari_medai.core.result import Result
     from napari_medai.core.volume import Volume
 
@@ -71,7 +72,7 @@ _ROWS = (
         (".dcm", ".dicom", ".ima"),
         "napari_medai.io.dicom",
         reads=True,
-        writes="",
+        writes="images",
         sign="'DICM' at byte 128",
         names=("DICOMDIR",),
     ),
@@ -137,6 +138,15 @@ _ROWS = (
         writes="",
         sign="'PK' at the start or 'ustar' at byte 257",
     ),
+    Format(
+        "rtstruct",
+        "DICOM structure set",
+        (".rtstruct.dcm",),
+        "napari_medai.io.dicom.write.rtstruct",
+        reads=False,
+        writes="images",
+    ),
+    Format("sr", "DICOM structured report", (".sr.dcm",), "napari_medai.io.dicom.write.report", False, "tables"),
     Format("csv", "CSV table", (".csv",), "napari_medai.io.tables", reads=False, writes="tables"),
     Format("json", "JSON with provenance", (".json",), "napari_medai.io.tables", reads=False, writes="tables"),
 )
@@ -232,7 +242,7 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:
     return series
 
 
-def find_writer(path: str | os.PathLike[str], kind: str = "") -> Format:
+def find_writer(path: str | os.PathLike[str], kind: str = "", *, folder: bool = False) -> Format:
     """The format that writes a file of this name.
 
     Parameters
@@ -241,6 +251,8 @@ def find_writer(path: str | os.PathLike[str], kind: str = "") -> Format:
         The name to be; nothing has to exist.
     kind : {"", "images", "tables"}
         What it has to hold; empty takes any.
+    folder : bool
+        Whether a name without a suffix is the folder of a DICOM series.
 
     Raises
     ------
@@ -249,6 +261,8 @@ def find_writer(path: str | os.PathLike[str], kind: str = "") -> Format:
     """
     path = Path(path)
     fits = [row for row in _ROWS if row.writes and kind in ("", row.writes)]
+    if folder and kind == "images" and "." not in path.name:
+        return FORMATS["dicom"]
     found = max(_ROWS, key=lambda row: len(row.suffix_of(path)))
     suffix = found.suffix_of(path)
     if suffix and found in fits and suffix not in (".hdr", ".img"):
@@ -258,12 +272,23 @@ def find_writer(path: str | os.PathLike[str], kind: str = "") -> Format:
     raise WriteError(f"{path.name} does not say how to write {what}; end the name in one of: {known}.")
 
 
-def save(what: Volume | Result, path: str | os.PathLike[str], *, check: bool = True) -> Path:
+def save(
+    what: Volume | Result | Contours,
+    path: str | os.PathLike[str],
+    *,
+    check: bool = True,
+    against: Volume | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Path:
     """Write an image or a result; the suffix picks the writer.
 
     Volumes and the results that lie on a grid (`Denoised`, `Mask`, `Heatmap`) go to ``.nii``, ``.nii.gz``,
     ``.tif``, ``.ome.tif`` and, where 2-D, ``.png`` and ``.jpg``. `Boxes`, `Scores` and the table of a `Mask` go
     to ``.csv`` and ``.json``; JSON carries the provenance too, and NIfTI and TIFF carry it in their headers.
+
+    To ``.dcm`` go objects of the patient that the scan is of: a `Mask` becomes a Segmentation, a `Heatmap` a
+    Parametric Map, any other image of one slice a derived image; one of several slices goes to a folder, whose name
+    has no suffix.
 
     Parameters
     ----------
@@ -274,6 +299,11 @@ def save(what: Volume | Result, path: str | os.PathLike[str], *, check: bool = T
     check : bool
         Read the file back by another path before it takes its name, and refuse it if it does not hold what was
         saved (see `napari_medai.io.verify`).
+    against : Volume or path, optional
+        The DICOM scan that the result lies on, where the result does not know it: painted elsewhere, or opened from
+        NIfTI. Only DICOM objects need it.
+    **options
+        Of the format: ``kind="binary"`` or ``"labelmap"`` for labels in DICOM.
 
     Returns
     -------
@@ -288,4 +318,4 @@ def save(what: Volume | Result, path: str | os.PathLike[str], *, check: bool = T
     """
     from napari_medai.io.results import save_any
 
-    return save_any(what, Path(path).expanduser(), check)
+    return save_any(what, Path(path).expanduser(), check, against, options)

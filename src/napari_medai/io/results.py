@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from napari_medai.core.contours import Contours
 from napari_medai.core.errors import WriteError
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
@@ -15,7 +16,13 @@ from napari_medai.io.atomic import checked
 from napari_medai.io.tables import clean, provenance_record
 
 
-def save_any(what: Volume | Result, path: Path, check: bool = True) -> Path:
+def save_any(
+    what: Volume | Result | Contours,
+    path: Path,
+    check: bool = True,
+    against: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a volume or a result; see `napari_medai.io.save`.
 
     Raises
@@ -24,19 +31,37 @@ def save_any(what: Volume | Result, path: Path, check: bool = True) -> Path:
         The suffix does not fit what is saved, the format cannot hold it, or the system refused.
     """
     writer = _writer(what, path)
-    if writer.writes == "tables":
+    if isinstance(what, Contours) or writer.name == "sr":
+        # both lie in the patient and on no grid of their own
+        with verified(what, check):
+            module = writer.load()
+            (module.save_table if writer.name == "sr" else module.save_volume)(
+                what, path, against=against, **(options or {})
+            )
+    elif writer.writes == "tables":
         if isinstance(what, Mask) and not what.table:
             raise WriteError(f"This mask has no table to put into {path.name}; save it as .nii.gz or .tif.")
         writer.load().save_table(what, path)
     else:
         volume, record = image_of(what)
+        extra = {"against": against, **(options or {})} if writer.title.startswith("DICOM") else {}
+        if options and not extra:
+            raise WriteError(f"{writer.title} is written without options; {', '.join(options)} was given.")
+        if writer.name == "dicom" and volume.meta.get("is_labels"):
+            from napari_medai.io.dicom.write.seg import consecutive, is_binary
+
+            if is_binary(volume, extra.get("kind", "")):
+                volume, record = consecutive(volume, record)
+                what = volume
+        if writer.name == "dicom":
+            extra["check"] = check
         with verified(what, check):
-            writer.load().save_volume(volume, path, record)
+            writer.load().save_volume(volume, path, record, **extra)
     return path
 
 
 @contextmanager
-def verified(what: Volume | Result, check: bool = True) -> Iterator[None]:
+def verified(what: Volume | Result | Contours, check: bool = True) -> Iterator[None]:
     """Files that are written inside the block take their name only if they are read back as what was saved.
 
     Raises
@@ -53,14 +78,18 @@ def verified(what: Volume | Result, check: bool = True) -> Iterator[None]:
         yield
 
 
-def _writer(what: Volume | Result, path: Path) -> Format:
+def _writer(what: Volume | Result | Contours, path: Path) -> Format:
     """The writer of the suffix, if it takes what is to be saved."""
     if isinstance(what, Boxes | Scores):
         return find_writer(path, "tables")
-    return find_writer(path, "" if isinstance(what, Mask) else "images")
+    if isinstance(what, Contours):
+        if (writer := find_writer(path)).name != "rtstruct":
+            raise WriteError(f"{path.name} cannot hold contours; end the name in .rtstruct.dcm.")
+        return writer
+    return find_writer(path, "" if isinstance(what, Mask) else "images", folder=True)
 
 
-def image_of(what: Volume | Result) -> tuple[Volume, dict[str, Any]]:
+def image_of(what: Volume | Result | Contours) -> tuple[Volume, dict[str, Any]]:
     """The pixels of a result and the record that goes into the file's header with them.
 
     Raises
@@ -70,13 +99,15 @@ def image_of(what: Volume | Result) -> tuple[Volume, dict[str, Any]]:
     """
     if isinstance(what, Volume):
         return what, {}
-    if isinstance(what, Boxes | Scores):
+    if isinstance(what, Boxes | Scores | Contours):
         raise WriteError(f"{type(what).__name__} are a table; save them as .csv or .json.")
     record: dict[str, Any] = {"kind": type(what).__name__, "provenance": provenance_record(what.provenance)}
     if isinstance(what, Denoised):
         return what.image, record
     if isinstance(what, Heatmap):
         record |= {"target": what.target, "method": what.method}
-        return what.heat.replace(meta={"findings": ()}), record
+        # the window, the findings and the quantity of the scan say nothing about heat
+        kept = ("series_uid", "frame_of_reference_uid", "slice_thickness_mm", "body_part")
+        return what.heat.replace(meta={k: what.heat.meta[k] for k in kept if k in what.heat.meta}), record
     record |= {"is_labels": True, "label_names": clean(what.names), "label_colors": clean(what.colors)}
     return what.labels.replace(meta=dict(what.labels.meta) | {"is_labels": True}), record

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.geometry import Grid, world_to_index
+from napari_medai.core.provenance import EDITED
 from napari_medai.core.result import Table
 from napari_medai.core.volume import Volume
 from napari_medai.ui.placement import record
@@ -83,7 +84,7 @@ def save_layer(layer: Any, path: str, others: Iterable[Any] | None = None) -> st
     volume = layer_to_volume(layer, others)
     provenance = dict(record(layer).get("provenance") or {})
     if provenance and was_edited(layer):
-        provenance["notes"] = (*provenance.get("notes", ()), "edited in the viewer after the run")
+        provenance["notes"] = (*provenance.get("notes", ()), EDITED)
     extra = {"provenance": provenance} if provenance else {}
     target = Path(path).expanduser()
     find_writer(target, "images").load().save_volume(volume, target, extra)

@@ -60,7 +60,7 @@ def test_a_missing_slice_has_no_instance(write_stack: Callable[..., Path]) -> No
 def test_frames_of_a_multiframe_file_are_numbered_from_one() -> None:
     source = source_of(medai.open(get_testdata_file("eCT_Supplemental.dcm")))
     assert source.is_multiframe
-    assert [plane.frame for plane in source.planes[0]] == [2, 1]  # by position, and the second frame lies lower
+    assert [plane.frame for plane in source.planes[0]] == [2, 1]  # along the normal, which points down here
     assert len(source.datasets) == 1
 
 
