@@ -299,6 +299,12 @@ class TestThumbnail:
         thumbnail(Volume(array, "yx"))
         assert array.asked[0][1] == slice(2452, 6548)
 
+    def test_of_a_pyramid_a_coarse_level(self):
+        fine, middle, coarse = (Counting(np.zeros((4 * n, 2 * n), np.uint8)) for n in (900, 90, 9))
+        picture = thumbnail(Volume(fine, "yx", np.diag([1.0, 2, 2, 1]), "mm", meta={"levels": (fine, middle, coarse)}))
+        assert picture.shape == (96, 48, 3)
+        assert [len(level.asked) for level in (fine, middle, coarse)] == [0, 1, 0]
+
     def test_colour_and_labels(self):
         colour = np.zeros((3, 3, 3), np.uint16)
         colour[..., 0] = 65535

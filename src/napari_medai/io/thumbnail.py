@@ -43,8 +43,15 @@ def thumbnail(image: _Openable | Volume, size: int = 96) -> NDArray[np.uint8]:
         The plane cannot be decoded.
     """
     volume = image if isinstance(image, Volume) else image.volume()
-    plane = _middle(volume)
+    array = _level(volume, size)
+    plane = _middle(volume, array)
     spacing = volume.spacing[1:] if volume.units != "pixel" else (1.0, 1.0)
+    rows, columns = (volume.axes.index(axis) for axis in "yx")
+    # pixels of a coarser level are larger
+    spacing = (
+        spacing[0] * volume.shape[rows] / array.shape[rows],
+        spacing[1] * volume.shape[columns] / array.shape[columns],
+    )
     labels = bool(volume.meta.get("is_labels")) and plane.dtype.kind in "iub"
     if volume.is_rgb:
         pixels = _colour(plane)
@@ -59,15 +66,22 @@ def thumbnail(image: _Openable | Volume, size: int = 96) -> NDArray[np.uint8]:
     return np.asarray(Picture.fromarray(pixels).resize(shape, how))
 
 
-def _middle(volume: Volume) -> NDArray[Any]:
+def _level(volume: Volume, size: int) -> Any:
+    """The pixels, of a pyramid those of the coarsest level that is large enough."""
+    levels = volume.meta.get("levels", ())
+    large = [level for level in levels if max(level.shape) >= size and level.ndim == len(volume.axes)]
+    return large[-1] if large else volume.array
+
+
+def _middle(volume: Volume, array: Any) -> NDArray[Any]:
     index: list[Any] = []
-    for axis, size in zip(volume.axes, volume.shape, strict=True):
+    for axis, size in zip(volume.axes, array.shape, strict=True):
         start = max(0, (size - _LARGEST) // 2)
         whole = slice(start, start + _LARGEST) if axis in "yx" else slice(None)
         index.append({"t": 0, "c": 0, "z": size // 2}.get(axis, whole))
-    plane = volume.array[tuple(index)]
+    plane = array[tuple(index)]
     # not on dask's threads: it would leave a pool of them behind for each thread that makes thumbnails
-    return np.asarray(plane.compute(scheduler="synchronous") if volume.is_lazy else plane)
+    return np.asarray(plane.compute(scheduler="synchronous") if hasattr(plane, "dask") else plane)
 
 
 def _grey(plane: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:

@@ -106,7 +106,8 @@ def _open(requests: Sequence[Request], opened: deque[Volume | MedaiError], progr
             if volume.is_lazy and "window" not in volume.meta and not volume.is_rgb:
                 # the planes that the layer's contrast is taken from are decoded here, and kept, not by the window;
                 # on this thread, since dask would leave one pool of threads behind for each that asks
-                sampled(volume.array).compute(scheduler="synchronous")
+                levels = volume.meta.get("levels", ())
+                sampled(levels[-1] if levels else volume.array).compute(scheduler="synchronous")
         except MedaiError as error:
             progress.check()
             opened.append(error)
