@@ -298,7 +298,8 @@ def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) 
 
     refers = references_of(path)
     own = str(scan.meta.get("frame_of_reference_uid", ""))
-    if refers.frame_of_reference_uid or own:
+    # a report of planar regions has none of its own
+    if refers.frame_of_reference_uid or (own and refers.modality != "SR"):
         same = refers.frame_of_reference_uid == own
         yield Check("frame of reference of the scan", same, "yes" if same else "another one")
     source = _source(scan)

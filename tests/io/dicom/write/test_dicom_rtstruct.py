@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 import napari_medai as medai
 from napari_medai.core.contours import Contour, Contours, Region
@@ -25,46 +21,8 @@ NAMES, COLORS = {1: "heart", 2: "lung"}, {1: (1.0, 0.0, 0.0)}
 TILTED = (1.0, 0.0, 0.0, 0.0, float(np.cos(np.deg2rad(20))), float(np.sin(np.deg2rad(20))))
 
 
-def errors_of(path: Path) -> list[str]:
-    """What dciodvfy calls an error."""
-    program = shutil.which("dciodvfy") or str(Path(sys.executable).with_name("dciodvfy"))
-    done = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
-    return [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("Error")]
-
-
-def write_ct(folder: Path, way: tuple[float, ...] = (1, 0, 0, 0, 1, 0), count: int = 6, patient: str = "A") -> Path:
-    """A CT of 20 x 16 pixels of 1.5 x 2 mm, slices of 4 mm, with every module that a CT has to have."""
-    folder.mkdir(parents=True)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    normal = np.cross(way[:3], way[3:])
-    for n in range(count):
-        ds = Dataset()
-        ds.file_meta = FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
-        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
-            CTImageStorage,
-            ds.SOPInstanceUID,
-        )
-        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = f"{patient}^Test", patient, "19700101", "O"
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-        ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20200101", "120000", "1", ""
-        ds.ReferringPhysicianName = ds.PositionReferenceIndicator = ds.PatientPosition = ""
-        ds.Modality, ds.SeriesNumber, ds.InstanceNumber, ds.Manufacturer = "CT", 3, n + 1, "none"
-        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        ds.ImageOrientationPatient = list(way)
-        ds.ImagePositionPatient = [round(float(v), 6) for v in (-10.0, 20.0, 30.0) + 4.0 * n * normal]
-        ds.PixelSpacing, ds.SliceThickness, ds.SpacingBetweenSlices = [1.5, 2.0], 4.0, 4.0
-        ds.RescaleIntercept, ds.RescaleSlope, ds.KVP, ds.AcquisitionNumber = -1024, 1, "", 1
-        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
-        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 20, 16, 16, 12, 11
-        ds.PixelData = np.full((20, 16), 1000 + n, np.uint16).tobytes()
-        ds.save_as(folder / f"{n}.dcm", enforce_file_format=True)
-    return folder
-
-
 @pytest.fixture(params=[(1, 0, 0, 0, 1, 0), TILTED, (0, 1, 0, 0, 0, -1)], ids=["axial", "tilted", "sagittal"])
-def scan(request, tmp_path):
+def scan(request, tmp_path, write_ct):
     return medai.open(write_ct(tmp_path / "CT", request.param))
 
 
@@ -79,7 +37,7 @@ def mask_on(scan, provenance) -> Mask:
     return Mask(scan.replace(array=labels, meta=dict(scan.meta)), provenance, NAMES, COLORS)
 
 
-def test_there_and_back(scan, provenance, tmp_path):
+def test_there_and_back(scan, provenance, tmp_path, errors_of):
     mask = mask_on(scan, provenance)
     path = medai.save(mask, tmp_path / "out.rtstruct.dcm")
     assert errors_of(path) == []
@@ -123,7 +81,7 @@ def test_each_contour_names_the_slice_it_lies_on(scan, provenance, tmp_path):
     assert count >= 4
 
 
-def test_contours_are_read_and_written_again(scan, provenance, tmp_path):
+def test_contours_are_read_and_written_again(scan, provenance, tmp_path, errors_of):
     first = read_contours(medai.save(mask_on(scan, provenance), tmp_path / "a.rtstruct.dcm"))
     assert (first.regions[0].name, first.regions[0].number, len(first.regions[0].contours)) == ("heart", 1, 1) or (
         scan.shape[2] != 16
@@ -146,7 +104,7 @@ def region(number: int, low: float, name: str) -> Region:
     return Region(number, name, (Contour(np.array(corners)),))
 
 
-def test_regions_that_overlap_stand_each_alone(tmp_path):
+def test_regions_that_overlap_stand_each_alone(tmp_path, write_ct):
     scan = medai.open(write_ct(tmp_path / "CT"))
     both = Contours((region(1, -5, "a"), region(7, -1, "b"), Region(9, "nothing")), "", "", scan.source)
     volume = medai.open(medai.save(both, tmp_path / "RT.rtstruct.dcm"))
@@ -157,7 +115,7 @@ def test_regions_that_overlap_stand_each_alone(tmp_path):
     assert volume.meta["findings"] == ("nothing has no contours.", "Regions overlap; each is shown on its own.")
 
 
-def test_without_its_scan_it_lies_on_a_grid_of_its_own(tmp_path):
+def test_without_its_scan_it_lies_on_a_grid_of_its_own(tmp_path, write_ct):
     scan = medai.open(write_ct(tmp_path / "study" / "CT"))
     path = medai.save(Contours((region(1, -5, "a"),), source=scan.source), tmp_path / "a.rtstruct.dcm")
     (tmp_path / "alone" / "rt").mkdir(parents=True)
@@ -168,7 +126,7 @@ def test_without_its_scan_it_lies_on_a_grid_of_its_own(tmp_path):
     assert volume.numpy().sum() == 36
 
 
-def test_a_folder_lists_it_beside_the_scan(tmp_path):
+def test_a_folder_lists_it_beside_the_scan(tmp_path, write_ct):
     scan = medai.open(write_ct(tmp_path / "study"))
     path = medai.save(Contours((region(1, -5, "a"),), source=scan.source), tmp_path / "study" / "a.rtstruct.dcm")
     listed = medai.list_series(tmp_path / "study")
@@ -186,7 +144,7 @@ def test_a_folder_lists_it_beside_the_scan(tmp_path):
         medai.open(tmp_path / "two")
 
 
-def test_another_scan_is_told(tmp_path):
+def test_another_scan_is_told(tmp_path, write_ct):
     scan = medai.open(write_ct(tmp_path / "a"))
     other = medai.open(write_ct(tmp_path / "b", patient="B"))
     path = medai.save(Contours((region(1, -5, "a"),), source=scan.source), tmp_path / "r.rtstruct.dcm")
@@ -199,7 +157,7 @@ def test_another_scan_is_told(tmp_path):
     assert not any("Test" in c.detail for c in report.checks)
 
 
-def test_labels_elsewhere_are_refused(tmp_path, provenance):
+def test_labels_elsewhere_are_refused(tmp_path, provenance, write_ct):
     scan = medai.open(write_ct(tmp_path / "CT"))
     mask = mask_on(scan, provenance)
     shifted = Mask(mask.labels.replace(affine=np.array(scan.affine) + np.eye(4, k=3)), provenance, NAMES)
@@ -208,7 +166,7 @@ def test_labels_elsewhere_are_refused(tmp_path, provenance):
     assert not list(tmp_path.glob("*.dcm"))
 
 
-def test_a_wrong_writer_leaves_no_file(tmp_path, provenance, monkeypatch):
+def test_a_wrong_writer_leaves_no_file(tmp_path, provenance, monkeypatch, write_ct):
     from napari_medai.io.dicom.write import rtstruct
 
     scan = medai.open(write_ct(tmp_path / "CT"))
@@ -219,7 +177,7 @@ def test_a_wrong_writer_leaves_no_file(tmp_path, provenance, monkeypatch):
     assert not list(tmp_path.glob("*.dcm"))
 
 
-def test_files_of_others_that_are_damaged(tmp_path):
+def test_files_of_others_that_are_damaged(tmp_path, write_ct):
     scan = medai.open(write_ct(tmp_path / "CT"))
     content = medai.save(Contours((region(1, -5, "a"),), source=scan.source), tmp_path / "r.rtstruct.dcm").read_bytes()
     rng = np.random.default_rng(2)
