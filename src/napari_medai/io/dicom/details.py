@@ -20,6 +20,7 @@ from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 _KEYWORDS = (
     "ReferencedSeriesSequence", "RealWorldValueMappingSequence", "SequenceOfUltrasoundRegions",
+    "SmallestImagePixelValue", "LossyImageCompressionRatio",
     # uptake values
     "PatientWeight", "RadiopharmaceuticalInformationSequence", "DecayCorrection", "DecayFactor", "CorrectedImage",
     "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration",

@@ -53,8 +53,7 @@ _KEYWORDS = (
     "ExtendedOffsetTableLengths", "LossyImageCompression",
     # values
     "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "DoseGridScaling",
-    "RescaleType", "PixelPaddingRangeLimit", "PixelPresentation", "SmallestImagePixelValue",
-    "LossyImageCompressionRatio", "LossyImageCompressionMethod", "Units",
+    "RescaleType", "PixelPaddingRangeLimit", "PixelPresentation", "LossyImageCompressionMethod", "Units",
     "DoseUnits", "DoseType", "DoseSummationType",
     # segmentations
     "SegmentationType", "SegmentSequence", "SegmentsOverlap", "SegmentationFractionalType", "MaximumFractionalValue",
