@@ -50,6 +50,7 @@ def series(write: Write) -> list[str]:
         write(
             f"s{n}",
             PIXELS,
+            SOPInstanceUID=f"1.2.3.{n}",
             InstanceNumber=n,
             ImagePositionPatient=[-1.5, 2, n * 2.5 - 40],
             AcquisitionTime=f"1015{n:02}.{n}",
@@ -85,7 +86,7 @@ def test_sequences_that_name_other_instances_do_not_part_a_group(write: Write) -
         item.ReferencedSOPInstanceUID = f"1.2.3.{100 + n}"
         outer = Sequence([item])
         outer.is_undefined_length = item.is_undefined_length_sequence_item = True
-        paths.append(os.fspath(write(f"s{n}", PIXELS, InstanceNumber=n % 9, ReferencedImageSequence=outer)))
+        paths.append(os.fspath(write(f"s{n}", PIXELS, SOPInstanceUID=f"1.2.3.{200 + n}", ReferencedImageSequence=outer)))
     alike = read_alike(paths, WANTED)
     assert sum(a is not None for a in alike) == 20
     check(paths)
