@@ -9,7 +9,8 @@
 # Variables of "start":
 #   ORTHANC_AET             its AE title (ORTHANC)
 #   ORTHANC_USER, ORTHANC_PASSWORD   ask for them over HTTP
-#   ORTHANC_TLS             a folder with cert.pem, key.pem and ca.pem: HTTPS, and TLS for DICOM
+#   ORTHANC_TLS             a folder with cert.pem, key.pem and ca.pem: TLS for DICOM. HTTPS needs a proxy in front:
+#                           Orthanc 1.10.1 of Debian 12 ends with a segmentation fault on its first HTTPS connection
 #   ORTHANC_CLIENT_AET      AE title that C-MOVE may send to, at MOVE_PORT (MEDAI)
 set -eu
 
@@ -54,9 +55,7 @@ start)
     fi
     if [ -n "${ORTHANC_TLS:-}" ]; then
         tls=true
-        cat "$ORTHANC_TLS/cert.pem" "$ORTHANC_TLS/key.pem" > "$folder/server.pem"
-        security="\"SslCertificate\": \"$folder/server.pem\",
-  \"DicomTlsCertificate\": \"$ORTHANC_TLS/cert.pem\",
+        security="\"DicomTlsCertificate\": \"$ORTHANC_TLS/cert.pem\",
   \"DicomTlsPrivateKey\": \"$ORTHANC_TLS/key.pem\",
   \"DicomTlsTrustedCertificates\": \"$ORTHANC_TLS/ca.pem\",
   \"DicomTlsRemoteCertificateRequired\": false,"
@@ -74,7 +73,6 @@ start)
   "RemoteAccessAllowed": false,
   "AuthenticationEnabled": $authentication,
   "RegisteredUsers": {$users},
-  "SslEnabled": $tls,
   "DicomTlsEnabled": $tls,
   $security
   "OrthancExplorerEnabled": false,
@@ -93,14 +91,14 @@ start)
   "SyncStorageArea": false,
   "SaveJobs": false,
   "HttpCompressionEnabled": false,
-  "DicomWeb": {"Enable": true, "Root": "/dicom-web/", "EnableWado": false, "Ssl": $tls, "Host": "127.0.0.1:$http"}
+  "DicomWeb": {"Enable": true, "Root": "/dicom-web/", "EnableWado": false, "Ssl": false, "Host": "127.0.0.1:$http"}
 }
 END
     # LANG: Orthanc ends where the system's locale is not installed
     LC_ALL=C exec Orthanc "$folder/orthanc.json"
     ;;
 *)
-    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

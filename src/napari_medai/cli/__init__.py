@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from napari_medai.cli import models, run, scans, system, verify
+from napari_medai.cli import models, pacs, run, scans, system, verify
 from napari_medai.core.errors import MedaiError, ParamsError
 from napari_medai.stages import STAGES
 from napari_medai.terminal import interrupt, say
@@ -28,6 +28,9 @@ app.command()(verify.verify)
 for _stage in STAGES.values():
     app.command(_stage.name)(run.stage_command(_stage))
 app.command()(run.batch)
+app.command()(pacs.echo)
+app.command()(pacs.pull)
+app.command()(pacs.push)
 app.command()(system.samples)
 app.command()(system.demo)
 app.command()(system.doctor)

@@ -67,9 +67,14 @@ def associated(
         if isinstance(event.pdu, A_ASSOCIATE_RJ):
             refusals.append(event.pdu)
 
+    # before pynetdicom tries, which only says that it failed
+    address = _resolved(node)
+    unreachable = probe(node, access)
+    if unreachable is not None:
+        raise unreachable
     entity = application_entity(access)
     association = entity.associate(
-        _resolved(node),
+        address,
         node.port,
         contexts=list(contexts),
         ae_title=node.ae_title,
@@ -162,7 +167,7 @@ def _refused(node: Node, access: Access, refusals: Sequence[Any], association: A
         return ArchiveError(f"{node} rejected the association ({reason}){who if 'no reason' in lower else ''}.")
     if association.rejected_contexts and not association.accepted_contexts:
         return ArchiveError(f"{node} takes none of what was proposed to it: it does not offer this service.")
-    return probe(node, access) or BrokenOffError(
+    return BrokenOffError(
         f"{node} took the connection but gave no answer within {access.timeout_s:g} s, or broke it off; check that it "
         "is a DICOM port, and whether it wants TLS (dicom+tls://)."
     )

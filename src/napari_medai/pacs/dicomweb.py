@@ -40,7 +40,7 @@ from napari_medai.pacs.transfer import (
     pause,
     series_folder,
 )
-from napari_medai.pacs.web import BrokenOffError, Multipart, NotThereError, Session, receive
+from napari_medai.pacs.web import BrokenOffError, Multipart, NotThereError, Session, receive, unlogged
 
 _THREADS = 4
 # One message holds as many files, so that a small series is sent at once and a broken-off one loses little.
@@ -132,8 +132,15 @@ class WebArchive:
         return list(found)
 
     def bulk(self, url: str) -> bytes:
-        """An element's value that is too long for the headers."""
-        parts = self._ask("read", lambda: self._client.retrieve_bulkdata(url))
+        """An element's value that is too long for the headers.
+
+        The address that the archive gives may be one behind its proxy, or of someone who is not to get the password:
+        only its path below the studies is used.
+        """
+        _, _, path = url.partition("/studies/")
+        if not path:
+            return b""
+        parts = self._ask("read", lambda: self._client.retrieve_bulkdata(f"{self.node}/studies/{path}"))
         return bytes(parts[0]) if parts else b""
 
     def fetch(self, study_uid: str, series_uid: str, uid: str, target: Path, progress: Progress | None = None) -> None:
@@ -239,7 +246,8 @@ class WebArchive:
     def _ask(self, what: str, call: Callable[[], Any]) -> Any:
         """A call of the client, with its errors in words."""
         try:
-            return call()
+            with unlogged():
+                return call()
         except requests.exceptions.HTTPError as error:
             self._session.checked(error.response, what)
             raise

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +22,28 @@ from napari_medai.pacs.transfer import pause
 
 BUSY = (429, 502, 503, 504)
 CHUNK = 1 << 16
+
+
+_local = threading.local()
+
+
+def _loggable(_record: logging.LogRecord) -> bool:
+    return not getattr(_local, "hidden", 0)
+
+
+# They log addresses with what is looked for in them, which can be a patient, and tracebacks of what is said in words.
+for _name in ("dicomweb_client.web", "urllib3.connectionpool", "retrying"):
+    logging.getLogger(_name).addFilter(_loggable)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep the libraries below from logging what is asked on this thread."""
+    _local.hidden = getattr(_local, "hidden", 0) + 1
+    try:
+        yield
+    finally:
+        _local.hidden -= 1
 
 
 class NotThereError(ArchiveError):
@@ -91,7 +116,8 @@ class Session(requests.Session):  # type: ignore[misc]
             if body is not None:
                 options["data"] = body()
             try:
-                answer = super().request(method, url, *args, **options)
+                with unlogged():
+                    answer = super().request(method, url, *args, **options)
             except requests.exceptions.RequestException as error:
                 if attempt == ATTEMPTS or not _broke_off(error):
                     raise self.failed(error) from None
