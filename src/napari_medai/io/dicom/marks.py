@@ -92,7 +92,7 @@ def marks_of(header: Header, index: int, group: Any, shared: Any) -> dict[str, f
 def _own(header: Header) -> dict[str, float | None]:
     return {
         "acquisition": header.number("AcquisitionNumber"),
-        "time": _clock(header.text("AcquisitionTime")) or _clock(header.text("ContentTime")),
+        "time": _clock(header.text("AcquisitionTime"), header.text("ContentTime")),
         "moment": _moment(header.text("AcquisitionDateTime")),
         "instance": header.number("InstanceNumber"),
     }
@@ -201,15 +201,15 @@ def _turned(xyz: tuple[float, ...]) -> tuple[float, ...]:
     return xyz[::-1] if len(xyz) == 3 and all(abs(v) <= 1.001 for v in xyz) else ()
 
 
-def _clock(written: str) -> float | None:
-    """Seconds of the day of a DICOM time, HHMMSS.FFFFFF."""
-    clock = written.replace(":", "")
-    if len(clock) < 6 or not clock[:6].isdigit():
-        return None
-    try:
-        return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + float(clock[4:])
-    except ValueError:
-        return None
+def _clock(*written: str) -> float | None:
+    """Seconds of the day of the first DICOM time that is one, HHMMSS.FFFFFF."""
+    for clock in (one.replace(":", "") for one in written):
+        if len(clock) >= 6 and clock[:6].isdigit():
+            try:
+                return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + float(clock[4:])
+            except ValueError:
+                continue
+    return None
 
 
 def _moment(written: str) -> float | None:
