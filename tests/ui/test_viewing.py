@@ -376,6 +376,16 @@ class TestWhichSideIsUp:
         viewer.dims.transpose()
         assert self.sides(viewer) == ("down", "right")
 
+    def test_rolling_leads_through_three_upright_views(self, viewer, axial):
+        add(viewer, axial)
+        orders = []
+        for _ in range(4):
+            viewer.dims.roll()
+            orders.append(tuple(viewer.dims.order))
+        assert orders == [(2, 0, 1), (1, 0, 2), (0, 1, 2), (2, 0, 1)]
+        viewer.dims.transpose()
+        assert tuple(viewer.dims.order) == (2, 1, 0)
+
     def test_a_persons_choice_stays(self, viewer, axial):
         add(viewer, axial)
         viewer.scene.camera.orientation2d = ("up", "left")

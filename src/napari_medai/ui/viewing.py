@@ -22,6 +22,8 @@ _ATTACHED: dict[int, Viewing] = {}
 # What the patient's world needs to be seen from its right side and not in a mirror: x runs to the right of the
 # screen and y down, so z runs away from the eye. napari's own default is the mirror image.
 _DEPTH = "away"
+# The orders of axes that rolling leads to, by the axis across the screen before: axial, sagittal, coronal, axial.
+_NEXT_VIEW = {0: (2, 0, 1), 2: (1, 0, 2), 1: (0, 1, 2)}
 _FROM_THE_FRONT = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0))  # towards posterior, superior up
 
 
@@ -58,11 +60,13 @@ class Viewing:
         # a person who changed napari's settings wants what they say
         self._theirs = self._set != ("towards", "down", "right")
         self._fronted = False
+        self._order = tuple(viewer.dims.order)
         self._place: Any = None
         self._point: tuple[float, ...] = ()
         dims = viewer.dims.events
         self._early = _Early(self)
         dims.ndisplay.connect(self._early.before_turning, position="first")
+        dims.order.connect(self._early.before_rolling, position="first")
         dims.ndisplay.connect(self._after_turning, position="last")
         dims.order.connect(self._orient, position="last")
         viewer.scene.camera.events.orientation.connect(self._write_letters)
@@ -168,6 +172,18 @@ class Viewing:
         self._turn()
         self._write_letters()
 
+    def before_rolling(self) -> None:
+        """napari's rolling of the axes leads through the three views of a patient, none of which lies on its side."""
+        viewer = self.viewer
+        if viewer is None:
+            return
+        order, before = tuple(viewer.dims.order), self._order
+        self._order = order
+        rolled = len(order) == len(before) == 3 and order == (before[-1], *before[:-1])
+        if rolled and not self._theirs and viewer.dims.ndisplay == 2 and any(map(_is_patient, viewer.layers)):
+            self._order = _NEXT_VIEW[before[0]]
+            viewer.dims.order = self._order
+
     def _turn(self) -> None:
         """Superior up where z is vertical; in 3-D the first look is from the front."""
         viewer = self.viewer
@@ -207,7 +223,7 @@ class Viewing:
 
 
 class _Early:
-    """A callback that napari runs before its own: layers must have changed place before they are sliced anew.
+    """Callbacks that napari runs before its own: layers must have changed place before they are sliced anew.
 
     napari runs the callbacks of its own modules before all others, wherever these ask to be put, and knows its
     own by the name of their module.
@@ -223,6 +239,12 @@ class _Early:
         viewing = self._viewing()
         if viewing is not None:
             viewing.before_turning()
+
+    def before_rolling(self) -> None:
+        """See `Viewing.before_rolling`."""
+        viewing = self._viewing()
+        if viewing is not None:
+            viewing.before_rolling()
 
 
 def _is_patient(layer: Any) -> bool:
