@@ -59,6 +59,14 @@ class TestClaims:
         assert nifti_reader("brain.NII.gz") is readers.read_nifti
         assert nifti_reader(["a.nii", "b.nii.gz"]) is readers.read_nifti
 
+    def test_pairs_of_nifti_and_headers_of_others(self, tmp_path):
+        nibabel.save(nibabel.Nifti1Pair(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "brain.hdr")
+        assert nifti_reader(str(tmp_path / "brain.hdr")) is readers.read_nifti
+        assert nifti_reader(str(tmp_path / "brain.img")) is readers.read_nifti
+        (tmp_path / "map.hdr").write_text("ENVI")
+        assert nifti_reader(str(tmp_path / "map.hdr")) is None
+        assert nifti_reader(str(tmp_path / "gone.img")) is None
+
     def test_by_content(self, study, tmp_path):
         assert dicom_reader(str(study / "im_1")) is read_dicom
         other = tmp_path / "IM000001"

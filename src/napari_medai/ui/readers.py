@@ -21,8 +21,10 @@ ReaderFunction = Callable[[Paths], "list[Any]"]
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _ARCHIVE_SUFFIXES = (".zip", ".tar")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 _ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _DICM_END = 132
+_HEADER_BYTES = 540
 # what a napari reader returns when all went well and there is nothing to show
 _NOTHING: list[Any] = [(None,)]
 
@@ -55,10 +57,10 @@ def nifti_reader(path: Paths) -> ReaderFunction | None:
     Returns
     -------
     function or None
-        `read_nifti`; None if some name does not end in ``.nii`` or ``.nii.gz``.
+        `read_nifti`; None if some name does not end in ``.nii`` or ``.nii.gz``, and is no file of a pair either.
     """
     paths = _listed(path)
-    return read_nifti if paths and all(p.lower().endswith(_NIFTI_SUFFIXES) for p in paths) else None
+    return read_nifti if paths and all(_may_be_nifti(p) for p in paths) else None
 
 
 def read_dicom(path: Paths) -> list[LayerData]:
@@ -138,6 +140,20 @@ def _may_be_dicom(path: str) -> bool:
             return file.read(_DICM_END)[128:] == b"DICM"
     except (OSError, ValueError):  # unreadable, or a name that no file can have
         return False
+
+
+def _may_be_nifti(path: str) -> bool:
+    name = os.path.basename(path).lower()
+    if name.endswith(_NIFTI_SUFFIXES) or not name.endswith(_PAIR_SUFFIXES):
+        return name.endswith(_NIFTI_SUFFIXES)
+    from napari_medai.io.nifti import sniff
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+    except (OSError, ValueError):
+        return False
+    return sniff(head, Path(path))  # other formats have headers of this name too
 
 
 def _open_dicom(path: str) -> list[Volume]:
