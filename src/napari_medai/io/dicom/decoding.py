@@ -146,6 +146,18 @@ def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
     ReadError
         The pixels are damaged or the file has gone.
     """
+    pixels = all_bits(file, frame)
+    return pixels if file.colour else _used_bits(file, pixels)
+
+
+def all_bits(file: PixelFile, frame: int) -> NDArray[Any]:
+    """As `stored_frame`, with the bits that are not part of the pixels: old overlays lie there.
+
+    Raises
+    ------
+    ReadError
+        The pixels are damaged or the file has gone.
+    """
     name = Path(file.path).name
     file = on_disk(file)
     try:
@@ -174,7 +186,7 @@ def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
             f"Frame {frame} of {name} ({syntax_uid(file.syntax).name}) cannot be decoded: its pixels are damaged, "
             f"or none of the decoders installed knows this kind of them ({said})."
         ) from error
-    return pixels if file.colour else _used_bits(file, pixels)
+    return pixels
 
 
 def _is_plain(file: PixelFile) -> bool:

@@ -28,18 +28,15 @@ _KEYWORDS = (
 )  # fmt: skip
 # GE: begin of a PET scan
 _TAGS = (*(int(tag_for_keyword(word) or 0) for word in _KEYWORDS), 0x0009100D)
-_OVERLAY = (0x0010, 0x0011, 0x0015, 0x0022, 0x0040, 0x0050, 0x0051, 0x0100, 0x0102, 0x1500, 0x3000)
 
 
-def details(header: Header, overlays: bool = False) -> Any:
+def details(header: Header) -> Any:
     """The further elements of a file, as a pydicom Dataset.
 
     Parameters
     ----------
     header : Header
         Of the file.
-    overlays : bool
-        Whether to read the overlays (groups 60xx, PS3.3 C.9.2) instead.
 
     Raises
     ------
@@ -48,7 +45,7 @@ def details(header: Header, overlays: bool = False) -> Any:
     """
     try:
         changed = os.stat(header.path).st_mtime_ns
-        return _details(header.path, changed, overlays)
+        return _details(header.path, changed)
     except OSError as error:
         raise ReadError(f"{os.path.basename(header.path)} can no longer be read: {error.strerror}.") from error
     except BROKEN_FILE as error:
@@ -56,10 +53,9 @@ def details(header: Header, overlays: bool = False) -> Any:
 
 
 @lru_cache(maxsize=512)
-def _details(path: str, changed: int, overlays: bool) -> Any:
-    tags = [(group << 16) + element for group in range(0x6000, 0x6020, 2) for element in _OVERLAY]
+def _details(path: str, changed: int) -> Any:
     with quietly():
-        found = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags if overlays else list(_TAGS))
+        found = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
         for tag in list(found.keys()):
             try:
                 found[tag]  # raw elements become values here, while warnings are collected

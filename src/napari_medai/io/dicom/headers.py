@@ -237,6 +237,12 @@ def numbers(fields: Any, key: str | int) -> tuple[float, ...]:
         return ()
 
 
+def integers(fields: Any, key: str | int) -> tuple[int, ...]:
+    """As `numbers`, rounded towards zero; empty if one is not finite."""
+    found = numbers(fields, key)
+    return tuple(int(v) for v in found) if all(map(math.isfinite, found)) else ()
+
+
 def number(fields: Any, key: str | int) -> float | None:
     """The first value of a numeric element."""
     found = numbers(fields, key)

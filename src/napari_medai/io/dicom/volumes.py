@@ -12,6 +12,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.decoding import Plane
 from napari_medai.io.dicom.frames import Frame
 from napari_medai.io.dicom.headers import Header
+from napari_medai.io.dicom.overlays import overlay_groups
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.segments import segment_meta
@@ -84,6 +85,8 @@ def volume_of(
     if stack.axis is not None:
         meta["axis_t"] = {"name": stack.axis[0], "unit": stack.axis[1], "values": stack.axis[2]}
     meta |= _described(lead)
+    groups = overlay_groups([f.header for f in stack.frames])
+    meta |= {"overlays": groups} if groups else {}
     if header.text("Modality") == "RTDOSE":
         for key, keyword in (("dose_type", "DoseType"), ("dose_summation", "DoseSummationType")):
             meta |= {key: header.text(keyword).lower()[:16]} if header.text(keyword) else {}
