@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.contours import Drawn, own_grid, rasterise
 from napari_medai.io.dicom.headers import Header, items, number, numbers, read_header, read_headers, text
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
-from napari_medai.io.readback import Labels, Patch, of_volume
+
+if TYPE_CHECKING:
+    from napari_medai.io.readback import Labels, Patch
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 # So many files beside a structure set are looked at for its scan.
@@ -279,6 +281,8 @@ def _files_near(path: Path) -> list[str]:
 
 def drawn_labels(path: Path, grid: Grid | None = None) -> Labels:
     """A structure set as our own reader gives it, on a grid where one is given."""
+    from napari_medai.io.readback import of_volume
+
     volume = open_structures(path) if grid is None else labels_on(read_contours(path), grid)
     return of_volume(volume, "napari-medai")
 
@@ -293,6 +297,8 @@ def read_independently(path: Path, grid: Grid | None = None) -> Labels:
     """
     from pydicom import dcmread
     from skimage.draw import polygon
+
+    from napari_medai.io.readback import Labels, Patch
 
     where = grid if grid is not None else open_structures(path).grid
     try:
