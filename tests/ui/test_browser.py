@@ -242,7 +242,7 @@ def test_filter(browser, study):
     listed(browser, study)
     browser.filter.setText("ct HEAD")
     assert [i.isHidden() for i in items(browser)[:4]] == [False, False, True, False]
-    assert browser.status.text().startswith("1 of 1 patient")
+    assert browser.status.text().startswith("1 of 2 series")
     item(browser, "1.1").setSelected(True)
     assert browser.rows.chosen() == [], "what cannot be seen is not opened"
     browser.filter.setText("nothing like it")
@@ -337,6 +337,19 @@ def test_pixels_that_cannot_be_decoded_leave_a_row_without_picture(browser, tmp_
     browser._wake()
     until(lambda: row_of(item(browser, "1.1")).thumbnail.isNull())
     assert not browser.grab().isNull()
+
+
+def test_clearing_does_not_wait_and_what_comes_later_is_not_shown(browser, viewer, study):
+    listed(browser, study)
+    browser.show_identity.setChecked(True)
+    browser.open(list(browser.listing.series) * 20)
+    browser.clear()
+    until(lambda: not working())
+    shown_at_once = len(viewer.layers)
+    until(lambda: not browser._timer.isActive())
+    assert len(viewer.layers) == shown_at_once
+    assert browser.rows.topLevelItemCount() == 0
+    assert not browser._jobs.busy
 
 
 def test_cancel_stops_listing(browser, tmp_path):

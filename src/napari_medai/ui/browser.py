@@ -163,7 +163,7 @@ class StudyBrowser(QWidget):
     def clear(self) -> None:
         """Empty the list."""
         self.cancel()
-        self._jobs.stop()
+        self._jobs.abandon()
         self.listing = Listing()
         self._pictures.clear()
         self._refresh()
@@ -194,17 +194,15 @@ class StudyBrowser(QWidget):
     def _filter(self, _: str = "") -> None:
         left = self.rows.keep_matching(self.filter.text())
         if self.filter.text().strip():
-            self._say(f"{left} of {say.totals(self.listing)}")
+            self._say(f"{left} of {say.counted(len(self.listing.series), 'series', 'series')} shown")
         elif self.listing.series:
             self._say(say.totals(self.listing))
         self._update_buttons()
         self._wake()
 
     def _on_identity(self, shown: bool) -> None:
-        if self._jobs.identities is not None:
-            self._jobs.identities.cancel()  # an older question
-            self._jobs.identities = None
         if not shown:
+            self._jobs.forget_identities()
             self.rows.name({})
             return
         self._jobs.identify([study for study in self.listing.studies if study.file])

@@ -46,6 +46,7 @@ class Jobs:
         self.opening: Job[None] | None = None
         self.pictures: Job[None] | None = None
         self.identities: Job[dict[tuple[str, str], Identity]] | None = None
+        self._dropped: list[Job[Any]] = []
         self.opened: deque[Volume | MedaiError] = deque()
         self.drawn: deque[tuple[tuple[str, str, int], NDArray[np.uint8] | None]] = deque()
 
@@ -67,23 +68,36 @@ class Jobs:
         self.pictures = Job(lambda progress: _draw(series, self.drawn, progress), name="medai-thumbnails")
 
     def identify(self, studies: Sequence[Study]) -> None:
-        """Read who studies are of."""
+        """Read who studies are of; an older question is dropped."""
+        self.forget_identities()
         self.identities = Job(lambda progress: _identities(studies, progress), name="medai-identity")
+
+    def forget_identities(self) -> None:
+        """Drop a question for identities and its answer."""
+        if self.identities is not None:
+            self._drop([self.identities])
+            self.identities = None
 
     def _all(self) -> list[Job[Any]]:
         every: tuple[Job[Any] | None, ...] = (self.listing, self.opening, self.pictures, self.identities)
         return [job for job in every if job is not None]
 
-    def stop(self, *_: Any) -> None:
-        """Cancel everything and wait for the threads."""
-        jobs = self._all()
-        self.listing = self.opening = self.pictures = self.identities = None
+    def _drop(self, jobs: Sequence[Job[Any]]) -> None:
         for job in jobs:
             job.cancel()
-        for job in jobs:
+        self._dropped = [job for job in (*self._dropped, *jobs) if not job.state.finished]
+
+    def abandon(self) -> None:
+        """Cancel everything without waiting; nothing of it is shown any more."""
+        self._drop(self._all())
+        self.listing = self.opening = self.pictures = self.identities = None
+        self.opened, self.drawn = deque(), deque()  # a thread that still works keeps the old ones
+
+    def stop(self, *_: Any) -> None:
+        """Cancel everything and wait for the threads."""
+        self.abandon()
+        for job in self._dropped:
             job.join(JOIN_SECONDS)
-        self.opened.clear()
-        self.drawn.clear()
 
 
 def _listed(paths: Sequence[str], progress: Progress) -> Listing:
