@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import GeometryError
+from napari_medai.io.dicom.films import counted, ultrasound_spacing
 from napari_medai.io.dicom.headers import Header, frame_count, number, numbers
-from napari_medai.io.dicom.marks import kind_of, macro, marks_of, own_marks
+from napari_medai.io.dicom.marks import OwnMarks, kind_of, macro, marks_of
 from napari_medai.io.dicom.mosaic import mosaic_of
 from napari_medai.io.dicom.realworld import RealWorld, frame_mapping
 from napari_medai.io.dicom.segments import segmentation_frames
@@ -182,7 +183,7 @@ def _like(other: Frame, header: Header) -> Frame | None:
     place = Place(_finite(position, "position"), other.place.orientation, other.place.spacing)
     # dataclasses.replace takes five times as long, and a series has hundreds of slices
     found = object.__new__(Frame)
-    found.__dict__.update(other.__dict__, header=header, place=place, marks=own_marks(header, other.marks))
+    found.__dict__.update(other.__dict__, header=header, place=place, marks=OwnMarks(header, other.marks))
     return found
 
 
@@ -248,7 +249,7 @@ def _spacing(header: Header, spacing: tuple[float, ...]) -> tuple[float, float] 
             rows, columns = _finite(candidate, "pixel spacing")
             if rows > 0 and columns > 0:
                 return float(rows), float(columns)
-    return None
+    return ultrasound_spacing(header)
 
 
 def _thickness(measures: Any, fields: Any) -> float | None:
@@ -290,7 +291,12 @@ def _offset_frames(header: Header, frames: list[Frame]) -> list[Frame]:
     elif detector is not None and tomogram and step is not None and math.isfinite(step) and step != 0:
         position, orientation = numbers(detector, "ImagePositionPatient"), numbers(detector, "ImageOrientationPatient")
         first = _place(position, orientation, frames[0].spacing)
-        along = np.asarray(step * np.arange(len(frames)), dtype=np.float64)
+        ranks = np.arange(len(frames))
+        order = counted(header, len(frames))
+        if order is not None:  # gated: the slices of one time slot after those of another
+            ranks = np.array(order.slices)
+            frames = [replace(f, marks={**f.marks, "t": float(n)}) for f, n in zip(frames, order.steps, strict=True)]
+        along = np.asarray(step * ranks, dtype=np.float64)
         way = None if first is None else first.normal
     else:
         first = None

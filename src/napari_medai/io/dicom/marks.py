@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
 
@@ -98,15 +98,36 @@ def _own(header: Header) -> dict[str, float | None]:
     }
 
 
-def own_marks(header: Header, others: Mapping[str, float]) -> dict[str, float]:
-    """The marks of a slice, from those of one that differs from it in `OF_EACH_SLICE` alone."""
-    found = dict(others)
-    for name, stated in _own(header).items():
-        if stated is None or not math.isfinite(stated):
-            found.pop(name, None)
-        else:
-            found[name] = stated
-    return found
+class OwnMarks(Mapping[str, float]):
+    """The marks of a slice that differs from another in `OF_EACH_SLICE` alone; read when they are needed first.
+
+    Parameters
+    ----------
+    header : Header
+        Of the slice.
+    others : mapping of str to float
+        The marks of the other.
+    """
+
+    def __init__(self, header: Header, others: Mapping[str, float]) -> None:
+        self._header, self._others = header, others
+        self._made: dict[str, float] | None = None
+
+    def _marks(self) -> dict[str, float]:
+        if self._made is None:
+            own = _own(self._header)
+            stated = {name: v for name, v in own.items() if v is not None and math.isfinite(v)}
+            self._made = {name: v for name, v in self._others.items() if name not in own} | stated
+        return self._made
+
+    def __getitem__(self, name: str) -> float:
+        return self._marks()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._marks())
+
+    def __len__(self) -> int:
+        return len(self._marks())
 
 
 def _functional(found: dict[str, float | None], group: Any, shared: Any) -> tuple[float, ...]:

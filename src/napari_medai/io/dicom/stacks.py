@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from napari_medai.core.geometry import Affine, scaling
+from napari_medai.io.dicom.films import counted, film_times, size_findings
 from napari_medai.io.dicom.frames import Frame, Place
 from napari_medai.io.dicom.geometry import SAME_DIRECTION, Vector, arrange, places_of, runs_of, stack_affine
 from napari_medai.io.dicom.repeats import Repeated, repeats_of
@@ -95,7 +96,12 @@ def _alike(frames: Iterable[Placed]) -> list[list[Placed]]:
     """
     groups: dict[tuple[object, ...], list[tuple[float, list[Placed]]]] = {}
     known: dict[tuple[object, ...], list[Placed]] = {}
+    kin: dict[int, list[Placed]] = {}
     for frame, place in frames:
+        shared = frame.header.shared
+        if id(shared) in kin:  # slices that differ in their place alone
+            kin[id(shared)].append((frame, place))
+            continue
         # a scout says so and lies in the same series now and then
         sort = (frame.rows, frame.columns, _samples(frame), "LOCALIZER" in frame.kind)
         exact = (sort, place.orientation.tobytes(), place.spacing)
@@ -112,6 +118,8 @@ def _alike(frames: Iterable[Placed]) -> list[list[Placed]]:
                 insort(leaders, (mark, group), key=_first)
             known[exact] = group
         known[exact].append((frame, place))
+        if shared is not None and shared.get("frame") is not None:
+            kin[id(shared)] = known[exact]
     return list({id(group): group for group in known.values()}.values())
 
 
@@ -260,21 +268,24 @@ def _flat(frames: Sequence[Frame]) -> list[Stack]:
 
 def _film(group: list[Frame]) -> Stack:
     header = group[0].header
+    order = counted(header, len(group))
+    if order is not None and len(set(order.steps)) * len(set(order.slices)) == len(group):
+        slots = {(step, n): f for step, n, f in zip(order.steps, order.slices, group, strict=True)}
+        ranks = sorted(set(order.slices))
+        volumes = [[slots[step, n] for n in ranks] for step in sorted(set(order.steps))]
+        several = len(volumes) > 1
+        return replace(_flat_stack(volumes, several, len(ranks) > 1, ()), axis=order.axis if several else None)
     if header.text("Modality") in ("CT", "MR", "PT", "NM", "SEG", "RTDOSE", "OPT"):
         note = f"No positions in the header: {len(group)} frames are taken for slices, in the order of the file."
         return _flat_stack([group], False, True, (note,))
     stack = _flat_stack([[f] for f in group], True, False, ())
-    step = header.number("FrameTime")
-    if step is not None and np.isfinite(step) and step > 0:
-        return replace(stack, axis=("t", "s", tuple(n * step / 1000 for n in range(len(group)))))
-    return replace(stack, axis=("index", "", tuple(float(n) for n in range(len(group)))))
+    return replace(stack, axis=film_times(header, len(group)) or ("index", "", tuple(map(float, range(len(group))))))
 
 
 def _flat_stack(volumes: list[list[Frame]], has_time: bool, has_depth: bool, findings: tuple[str, ...]) -> Stack:
     lead = volumes[0][0]
+    findings = (*findings, *size_findings(lead.header))
     planes = tuple(tuple(volume) for volume in volumes)
     if lead.spacing is None:
         return Stack(planes, has_time, has_depth, np.eye(4), "pixel", None, findings)
-    if not lead.header.numbers("PixelSpacing") and lead.header.numbers("ImagerPixelSpacing"):
-        findings = (*findings, "The pixel size is that at the detector; the patient is magnified on it.")
     return Stack(planes, has_time, has_depth, scaling((lead.thickness or 1.0, *lead.spacing)), "mm", None, findings)
