@@ -107,3 +107,30 @@ def test_series_with_a_defect_open_and_say_so(name: str, shape: tuple[int, ...],
     assert volume.shape == shape
     assert finding in " ".join(volume.meta["findings"])
     assert volume.numpy().shape == shape
+
+
+def test_a_tilted_gantry_becomes_upright_by_choice() -> None:
+    assert ROOT is not None
+    folder = next(ROOT.rglob("failing/gantrytilting/001"))
+    sheared, volume = open_volume(folder), open_volume(folder, repair=("tilt",))
+    columns = volume.affine[:3, :3]
+    assert np.abs(columns.T @ columns - np.diag(np.array(volume.spacing) ** 2)).max() < 1e-6
+    assert "shifted in its plane into an upright stack" in " ".join(volume.meta["findings"])
+    # a measured point of the last slice, far from its border, has the value that the upright grid shows there
+    depth, rows, columns_ = sheared.shape
+    there = sheared.affine @ [depth - 1, rows // 2, columns_ // 2, 1]
+    k, j, i = (np.linalg.inv(volume.affine) @ there)[:3]
+    assert k == pytest.approx(depth - 1, abs=1e-3)
+    low = int(np.floor(j))
+    got = np.asarray(volume.array[depth - 1]).astype(float)
+    want = np.asarray(sheared.array[depth - 1]).astype(float)
+    shown = got[low, round(i)] * (1 - (j - low)) + got[low + 1, round(i)] * (j - low)
+    around = want[rows // 2 - 1 : rows // 2 + 2, columns_ // 2]
+    assert around.min() - 1 <= shown <= around.max() + 1
+
+
+def test_a_missing_slice_is_interpolated_by_choice() -> None:
+    assert ROOT is not None
+    folder = next(ROOT.rglob("failing/sliceincrement/001"))
+    volume = open_volume(folder, repair=("missing",)).numpy().astype(float)
+    assert np.abs(volume[3] - (volume[2] + volume[4]) / 2).max() <= 0.5

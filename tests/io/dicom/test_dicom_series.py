@@ -23,6 +23,8 @@ from napari_medai.core.errors import (
 )
 from napari_medai.io import dicom
 from napari_medai.io.dicom import planes
+from napari_medai.io.dicom.dicomdir import referenced_files
+from napari_medai.io.dicom.series import survey
 
 Write = Callable[..., Path]
 
@@ -329,3 +331,70 @@ def test_a_dicomdir_cannot_leave_its_folder(tmp_path: Path, write: Write) -> Non
         directory.save_as(medium / "DICOMDIR")
     with pytest.raises(NoImagesError):
         dicom.open_volume(medium / "DICOMDIR")
+
+
+def test_what_of_a_medium_was_not_read(tmp_path: Path, write: Write) -> None:
+    medium = tmp_path / "medium"
+    shutil.copytree(Path(get_testdata_file("DICOMDIR", download=False)).parent, medium)
+    write("medium/extra/I1", np.zeros((4, 6), np.uint16))
+    listed = referenced_files(medium / "DICOMDIR")[0]
+    found = survey(medium / "DICOMDIR")
+    others = sum(1 for p in medium.rglob("*") if p.is_file() and p.name != "DICOMDIR") - len(listed)
+    assert f"{others} other files were not read (the DICOMDIR does not list them)." in found.findings
+    Path(listed[0]).unlink()
+    found = survey(medium / "DICOMDIR")
+    assert "1 files that the DICOMDIR lists are not there." in found.findings
+    assert "1 files that the DICOMDIR lists are not there." in found.series[0].findings
+
+
+def test_a_flat_dump_in_any_order_with_any_name(write: Write, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = rng.permutation(60)
+    for n in range(60):
+        series, z = n % 3, n // 3
+        ending = ("", ".dcm", ".IMA", ".bak")[n % 4]
+        write(
+            f"dump/{names[n]}{ending}",
+            np.full((4, 6), z, np.uint16),
+            SeriesInstanceUID=f"1.2.{series}",
+            SeriesNumber=series,
+            InstanceNumber=int(names[n]),
+            ImagePositionPatient=[0, 0, 2.5 * z],
+        )
+    (tmp_path / "dump" / "empty").touch()
+    (tmp_path / "dump" / "Thumbs.db").write_bytes(bytes(range(256)) * 8)
+    found = survey(tmp_path / "dump")
+    assert found.findings == ("2 other files were not read (not DICOM).",)
+    assert [(s.uid, s.shape, s.files) for s in dicom.list_series(tmp_path / "dump")] == [
+        (f"1.2.{n}", (20, 4, 6), 20) for n in range(3)
+    ]
+    volume = dicom.open_volume(tmp_path / "dump", "1.2.1")
+    assert first_pixels(volume) == list(range(20))
+    assert volume.meta["findings"] == ()
+
+
+def test_what_is_listed_is_what_opens(write: Write, tmp_path: Path) -> None:
+    for x in (0, 2, 4):
+        write(
+            f"a/{x}",
+            np.zeros((4, 6), np.uint16),
+            ImagePositionPatient=[x, 0, 0],
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+        )
+    write("b", np.zeros((4, 6), np.uint16), SeriesInstanceUID="1.9", ImagePositionPatient=None)
+    path = get_testdata_file("color3d_jpeg_baseline.dcm", download=False) or get_testdata_file("SC_rgb.dcm")
+    shutil.copy(path, tmp_path / "c")
+    for entry in dicom.list_series(tmp_path):
+        volume = dicom.open_volume(tmp_path, entry.uid)
+        assert entry.shape == volume.shape
+        assert entry.spacing_mm == pytest.approx(volume.spacing[3 - volume.ndim_spatial :])
+        assert entry.modality == volume.modality
+
+
+def test_the_reason_of_a_split_is_said(write: Write, tmp_path: Path) -> None:
+    for n, (rows, turned) in enumerate(((4, [1, 0, 0, 0, 1, 0]), (4, [1, 0, 0, 0, 0, -1]), (8, [1, 0, 0, 0, 1, 0]))):
+        write(f"{n}", np.zeros((rows, 6), np.uint16), ImageOrientationPatient=turned)
+    finding = dicom.open_volume(tmp_path, "1.2.3.4#3").meta["findings"][0]
+    assert finding == (
+        "The series holds 3 images that do not form one stack (different size, orientation); this is number 3."
+    )
