@@ -145,7 +145,7 @@ class TestWriters:
     @pytest.mark.parametrize(
         ("name", "kind"),
         [
-            ("a.dcm", ""),
+            ("a.dcm", "tables"),
             ("a.csv", "images"),
             ("a.nii", "tables"),
             ("a", ""),

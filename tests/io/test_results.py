@@ -63,7 +63,7 @@ def test_two_dimensional_results_as_png(tmp_path: Path, slide: Volume, provenanc
 
 def test_what_does_not_fit(tmp_path: Path, oblique_scan: Volume, provenance: Provenance) -> None:
     boxes = Boxes(np.zeros((0, 3)), np.zeros((0, 3)), (), np.zeros(0), 3, oblique_scan.grid, provenance)
-    with pytest.raises(WriteError, match=r"end the name in one of: \.csv, \.json"):
+    with pytest.raises(WriteError, match=r"end the name in one of: \.sr\.dcm, \.csv, \.json"):
         medai.save(boxes, tmp_path / "a.nii.gz")
     with pytest.raises(WriteError, match=r"\.nii, \.nii\.gz"):
         medai.save(Denoised(oblique_scan, provenance), tmp_path / "a.csv")

@@ -21,6 +21,13 @@ Repair = Annotated[
 Values = Annotated[
     str, typer.Option("--values", help="DICOM: which values, e.g. rescale, real-world, display, stored, suv.")
 ]
+Against = Annotated[
+    Path | None,
+    typer.Option("--against", help="The DICOM scan that a DICOM result lies on, where its own file does not say."),
+]
+Check = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Read what was written back and refuse it if it differs.")
+]
 
 
 def reading(source: Path, repair: str, values: str) -> dict[str, Any]:

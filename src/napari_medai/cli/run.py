@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Json, Repair, Series, Values, open_scan
+from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, open_scan
 from napari_medai.core.errors import ParamsError, WriteError
 from napari_medai.core.result import Boxes, Mask, Result, Scores
 from napari_medai.core.stage import Stage, fields_of
@@ -33,6 +33,8 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         series: str,
         repair: str,
         shown_values: str,
+        against: Path | None,
+        verify: bool,
         as_json: bool,
         **values: Any,
     ) -> None:
@@ -43,10 +45,12 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         if out is not None:
             _check_target(stage, out)
         volume = open_scan(source, series, repair, shown_values)
+        if out is not None:
+            _check_scan(stage, volume, out, against)
         chosen = model or _default_model(stage, volume)
         with Shown(stage.name) as shown:
             result = run_stage(stage.name, volume, chosen, params, shown)
-        written = save(result, out) if out is not None else None
+        written = save(result, out, check=verify, against=against or volume) if out is not None else None
         if as_json:
             print_json(_as_json(result))
         else:
@@ -70,6 +74,8 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         inspect.Parameter("series", option, default="", annotation=Series),
         inspect.Parameter("repair", option, default="", annotation=Repair),
         inspect.Parameter("shown_values", option, default="", annotation=Values),
+        inspect.Parameter("against", option, default=None, annotation=Against),
+        inspect.Parameter("verify", option, default=True, annotation=Check),
         inspect.Parameter("as_json", option, default=False, annotation=Json),
     ]
     for field in fields:
@@ -91,11 +97,20 @@ def _check_target(stage: Stage, out: Path) -> None:
     from napari_medai.io import find_writer
 
     try:
-        find_writer(out, WRITES[stage.name])
+        find_writer(out, WRITES[stage.name], folder=True)
     except WriteError as error:
         raise ParamsError(str(error)) from error
     if not out.absolute().parent.is_dir():
         raise ParamsError(f"The folder of {out.name} does not exist; make it first.")
+
+
+def _check_scan(stage: Stage, volume: Volume, out: Path, against: Path | None) -> None:
+    """Refuse a DICOM object of a scan that is not DICOM, before anything is computed for it."""
+    from napari_medai.io import find_writer
+    from napari_medai.io.dicom.write.results import foresee
+
+    if find_writer(out, WRITES[stage.name], folder=True).title.startswith("DICOM"):
+        foresee(volume, out, against, series=stage.name == "denoise")
 
 
 def _default_model(stage: Stage, volume: Volume) -> str:

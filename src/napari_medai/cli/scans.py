@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Json, Repair, Series, Values, open_scan, reading
+from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, open_scan, reading
 from napari_medai.core.errors import ReadError, SeriesInfo, UnsupportedFormatError
 from napari_medai.core.geometry import orientation_code
 from napari_medai.core.volume import Volume
@@ -94,9 +94,18 @@ def _images(source: Path, repair: str, values: str) -> tuple[list[tuple[SeriesIn
     return [*images, *((entry, partial(open_scan, source, entry.uid)) for entry in others)], list(found.findings)
 
 
-def convert(source: Path, target: Path, series: Series = "", repair: Repair = "", values: Values = "") -> None:
+def convert(
+    source: Path,
+    target: Path,
+    series: Series = "",
+    repair: Repair = "",
+    values: Values = "",
+    against: Against = None,
+    verify: Check = True,
+) -> None:
     """Convert to the format of TARGET's suffix; into a folder, one NIfTI per series."""
     from napari_medai.io.convert import convert as convert_files
 
-    for path in convert_files(source, target, series_uid=series, **reading(source, repair, values)):
+    options = reading(source, repair, values)
+    for path in convert_files(source, target, series_uid=series, against=against, check=verify, **options):
         print(path)

@@ -17,7 +17,13 @@ _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "
 
 
 def convert(
-    src: str | os.PathLike[str], dst: str | os.PathLike[str], series_uid: str = "", **options: Any
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    series_uid: str = "",
+    *,
+    against: str | os.PathLike[str] | None = None,
+    check: bool = True,
+    **options: Any,
 ) -> list[Path]:
     """Convert an image, or every series of a folder.
 
@@ -31,6 +37,10 @@ def convert(
         nothing in it is overwritten, a number is appended instead.
     series_uid : str
         Convert only this series.
+    against : path, optional
+        The DICOM scan that labels lie on, where they are converted to a DICOM object and their file does not say.
+    check : bool
+        Read what was written back; see `napari_medai.io.save`.
     **options
         Of `napari_medai.open`, e.g. ``repair=("tilt",)``.
 
@@ -49,7 +59,7 @@ def convert(
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if not dst.is_dir() and _names_a_file(dst):
-        return [save(open(src, series_uid=series_uid, **options), dst)]
+        return [save(open(src, series_uid=series_uid, **options), dst, check=check, against=against)]
     series = [s for s in list_series(src) if series_uid in ("", s.uid)]
     if not series:
         raise ReadError(f"{src} has no series {series_uid!r}; list them with medai info.")
@@ -64,7 +74,7 @@ def convert(
         try:
             volume = open(src, series_uid=info.uid, **options)
             name = unique(file_name(info, volume.name), taken)
-            done.append(save(volume, dst / name))
+            done.append(save(volume, dst / name, check=check))
             taken.add(name.lower())
         except WriteError:
             raise

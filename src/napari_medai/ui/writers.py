@@ -49,6 +49,23 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     return [save_layer(_layer(data, attributes, "labels"), path)]
 
 
+def write_dicom_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """napari writer: an image layer as a DICOM object of the scan's patient; see `write_image`.
+
+    Heat becomes a parametric map, any other image a derived series: of several slices, in a folder that is named
+    as the file, without its suffix.
+    """
+    layer = _layer(data, attributes, "image")
+    volume = layer_to_volume(layer)
+    one = volume.size("z") * volume.size("t") == 1 or _is_heat(record(layer).get("provenance") or {})
+    return [save_layer(layer, path if one else str(Path(path).with_suffix("")))]
+
+
+def write_dicom_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """napari writer: a labels layer as a DICOM segmentation of the scan it lies on; see `write_image`."""
+    return [save_layer(_layer(data, attributes, "labels"), path)]
+
+
 def write_points(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """napari writer: points as a CSV table, one row each; see `points_table`."""
     return [_write_table(points_table(_layer(data, attributes, "points")), path)]
@@ -80,15 +97,23 @@ def save_layer(layer: Any, path: str, others: Iterable[Any] | None = None) -> st
         As `napari_medai.io.save` and `layer_to_volume`.
     """
     from napari_medai.io import find_writer
+    from napari_medai.io.results import verified
 
     volume = layer_to_volume(layer, others)
     provenance = dict(record(layer).get("provenance") or {})
     if provenance and was_edited(layer):
         provenance["notes"] = (*provenance.get("notes", ()), EDITED)
-    extra = {"provenance": provenance} if provenance else {}
+    extra: dict[str, Any] = {"provenance": provenance} if provenance else {}
+    if _is_heat(provenance):
+        extra["kind"] = "Heatmap"
     target = Path(path).expanduser()
-    find_writer(target, "images").load().save_volume(volume, target, extra)
+    with verified(volume):
+        find_writer(target, "images", folder=True).load().save_volume(volume, target, extra)
     return str(target)
+
+
+def _is_heat(provenance: Mapping[str, Any]) -> bool:
+    return provenance.get("stage") == "explain"
 
 
 def points_table(layer: Any, others: Iterable[Any] | None = None) -> Table:

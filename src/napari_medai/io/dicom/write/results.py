@@ -40,3 +40,31 @@ def write(
     from napari_medai.io.dicom.write.derived import save_derived
 
     return save_derived(volume, source, path, record, check)
+
+
+def foresee(volume: Volume, path: Path, against: Any = None, *, series: bool = False) -> None:
+    """Refuse what cannot become a DICOM object, before anything is computed for it.
+
+    Parameters
+    ----------
+    volume : Volume
+        The scan that a result is to be made of.
+    path : Path
+        The file, or for a derived series the folder.
+    against : Volume or path, optional
+        As for `write`.
+    series : bool
+        Whether the result is an image, which becomes a derived series.
+
+    Raises
+    ------
+    WriteError
+        The scan is not DICOM or not there, or a series of several files was to go into one.
+    """
+    source = source_of(volume, against)
+    files = 1 if source.is_multiframe else volume.size("z") * volume.size("t")
+    if series and path.suffix and files > 1:
+        raise WriteError(
+            f"{files} slices make as many DICOM files; give the name of a folder, which has no suffix, in place of "
+            f"{path.name}."
+        )
