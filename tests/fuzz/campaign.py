@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,15 +58,18 @@ class Opener:
             process.stdin.flush()
             line = self._answers.get(timeout=HANG_SECONDS * size)
         except queue.Empty:
+            process.send_signal(signal.SIGABRT)  # it writes where its threads are
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            trace = self._said()
             self._stop()
-            return {"outcome": "failed: hang"}
+            return {"outcome": "failed: hang", "trace": trace}
         except BrokenPipeError:
             line = ""
         self._done += 1
         if not line:
             code = process.wait()
-            self._errors.seek(0)
-            trace = self._errors.read().decode("utf-8", "replace")[-3000:]
+            trace = self._said()
             self._stop()
             return {"outcome": f"failed: crash {code} {_crash(trace)}", "trace": trace}
         answer: dict[str, Any] = json.loads(line)
@@ -76,6 +80,10 @@ class Opener:
         if answer["cpu"] > MOST_SECONDS * size:
             return {**answer, "outcome": f"failed: slow ({answer['outcome']})"}
         return answer
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode("utf-8", "replace")[-5000:]
 
     def _start(self) -> None:
         self._stop()

@@ -21,6 +21,8 @@ from napari_medai.io.dicom.pixels import FLOAT_BYTES, NATIVE_LITTLE, PARTIAL, Pi
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.io.dicom.remote import on_disk
 
+_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+_END_OF_IMAGE = b"\xff\xd9"  # ITU-T T.81 table B.1
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG2000 = "1.2.840.10008.1.2.4.9"
 _DECODERS = ("pylibjpeg", "pillow", "pydicom", "gdcm", "pyjpegls")
@@ -259,6 +261,9 @@ def _checked_stream(file: PixelFile, stream: Any, index: int) -> bytes:
     found = stream_frame(data)
     if found is None or found[1:] != (file.rows, file.columns, file.samples) or not 2 <= found[0] <= file.allocated:
         raise ValueError("the compressed stream is not of the size that the header states")
+    if file.syntax in _JPEG_LS and not data.rstrip(b"\0").endswith(_END_OF_IMAGE):
+        # CharLS looks for the end of a stream of 6 kB that has none for 7 s, and refuses it then
+        raise ValueError("the compressed stream is cut off")
     return data
 
 
