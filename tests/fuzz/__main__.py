@@ -7,9 +7,10 @@ import re
 import sys
 import time
 import warnings
+from itertools import chain
 
 from tests.fuzz.campaign import KEPT_BYTES, REGRESSIONS, Opener, Outcomes, reduced, run
-from tests.fuzz.mutate import Mutant, mutant
+from tests.fuzz.mutate import Mutant, kind_of, mutant
 from tests.fuzz.seeds import seeds
 
 
@@ -27,11 +28,12 @@ def main() -> int:
     outcomes = Outcomes()
     start = time.monotonic()
     with Opener() as opener:
-        whole = [] if arguments.no_walk else [(-1, Mutant(s, "whole", s.content)) for s in seeds()]
+        walked = () if arguments.no_walk else (s for s in seeds() if not kinds or s.kind in kinds)
         numbers = range(arguments.first, arguments.first + arguments.count)
-        mutants = ((n, mutant(arguments.seed, n)) for n in numbers)
-        chosen = (pair for part in (whole, mutants) for pair in part if not kinds or pair[1].seed.kind in kinds)
-        for done, (number, one, answer) in enumerate(run(opener, chosen), 1):
+        chosen = (n for n in numbers if not kinds or kind_of(arguments.seed, n) in kinds)
+        whole = ((-1, Mutant(s, "whole", s.content)) for s in walked)
+        mutants = ((n, mutant(arguments.seed, n)) for n in chosen)
+        for done, (number, one, answer) in enumerate(run(opener, chain(whole, mutants)), 1):
             known = answer["outcome"] in outcomes.smallest
             outcomes.add(number, one, answer)
             if answer["outcome"].startswith("failed") and not known:

@@ -57,10 +57,19 @@ class Mutant:
     content: bytes
 
 
+def kind_of(master: int, number: int) -> str:
+    """What kind of file a number gives."""
+    return _chosen(random.Random(master * 1_000_003 + number))
+
+
+def _chosen(rng: random.Random) -> str:
+    return rng.choices(("dicom", "nifti", "archive", "other"), (55, 25, 12, 8))[0]
+
+
 def mutant(master: int, number: int) -> Mutant:
     """The file of a number; the same one for the same seeds."""
     rng = random.Random(master * 1_000_003 + number)
-    kind = rng.choices(("dicom", "nifti", "archive", "other"), (55, 25, 12, 8))[0]
+    kind = _chosen(rng)
     seed = rng.choice([s for s in seeds() if s.kind == kind and s.size <= MUTATED_BYTES])
     content, how = seed.content, []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
