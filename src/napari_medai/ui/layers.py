@@ -98,11 +98,21 @@ def volume_to_layers(volume: Volume, *, to_world: Affine | None = None) -> list[
     if "c" not in volume.axes:
         return [volume_to_layer(volume, to_world=to_world)]
     count = volume.size("c")
-    channels = [volume.take("c", n) for n in range(count)]
+    channels = [_channel(volume, n) for n in range(count)]
     if count > 1:
         channels = [one.replace(name=f"{volume.name} c{n}") for n, one in enumerate(channels)]
     looks = [_channel_look(one, n, count) for n, one in enumerate(channels)]
     return [volume_to_layer(one, to_world=to_world, look=look) for one, look in zip(channels, looks, strict=True)]
+
+
+def _channel(volume: Volume, n: int) -> Volume:
+    """One channel, with the levels of its pyramid."""
+    one, levels = volume.take("c", n), _levels(volume)
+    if not levels:
+        return one
+    before = (slice(None),) * volume.axes.index("c")
+    cut = tuple(level[(*before, n)] for level in levels)
+    return one.replace(array=cut[0], meta={**volume.meta, "levels": cut})
 
 
 def _segment(volume: Volume, n: int) -> Volume:

@@ -217,17 +217,37 @@ def layers_of(volumes: Sequence[Volume]) -> list[LayerData]:
     """
     from napari_medai.ui.layers import volume_to_layers
     from napari_medai.ui.placement import METADATA_KEY, record
-    from napari_medai.ui.scans import is_scan, shared_space, viewer_layers
+    from napari_medai.ui.scans import is_scan, on_its_slice, shared_space, viewer_layers
     from napari_medai.ui.viewing import attach_current
 
     attach_current()
     shown = [record(layer) for layer in viewer_layers() if is_scan(layer)]
     made: list[LayerData] = []
     for volume in volumes:
-        layers = volume_to_layers(volume, to_world=shared_space(volume, shown))
-        shown += [layer[1]["metadata"][METADATA_KEY] for layer in layers]
-        made += layers
+        for one in (volume, *_overlays(volume)):
+            one = on_its_slice(one, shown)
+            layers = volume_to_layers(one, to_world=shared_space(one, shown))
+            shown += [layer[1]["metadata"][METADATA_KEY] for layer in layers]
+            made += layers
     return made
+
+
+def _overlays(volume: Volume) -> list[Volume]:
+    """What is drawn over an image in its files; damaged drawings do not keep the image from being shown."""
+    if not volume.meta.get("overlays"):
+        return []
+    from napari.utils.notifications import show_info
+
+    from napari_medai.core.errors import MedaiError
+    from napari_medai.io.dicom.overlays import overlay_volumes
+
+    found = []
+    for overlay in overlay_volumes(volume):
+        try:
+            found.append(overlay.replace(array=overlay.numpy()))
+        except MedaiError as error:
+            show_info(str(error))
+    return found
 
 
 def _tell(volume: Volume) -> None:

@@ -11,10 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError
-from napari_medai.core.geometry import SAME_PLACE_MM, Affine, Grid, index_to_world, world_to_index
+from napari_medai.core.geometry import (
+    SAME_PLACE_MM,
+    Affine,
+    Grid,
+    canonical_reorientation,
+    index_to_world,
+    world_to_index,
+)
 from napari_medai.core.reslice import Resampled
 from napari_medai.core.volume import Volume
-from napari_medai.ui.placement import display_affine, layer_affine, layer_units, moved_by_hand, named_axes, record
+from napari_medai.ui.placement import (
+    display_affine,
+    layer_affine,
+    layer_units,
+    moved_by_hand,
+    named_axes,
+    record,
+    straightened,
+)
 from napari_medai.ui.reslicing import PaintedView
 
 _DEFAULT_AXES = {2: "yx", 3: "zyx", 4: "tzyx"}
@@ -249,6 +264,30 @@ def shared_space(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Affine |
     unsaid = [r for r, other in zip(scans, spaces, strict=True) if not (space and other) and _holds(r, volume)]
     found = (*same_voxels, *same_space, *unsaid)
     return np.asarray(found[0]["to_world"]) if found else None
+
+
+def on_its_slice(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Volume:
+    """A single slice as a volume of one, if a scan of its frame of reference is shown; else as it is.
+
+    napari draws layers of two axes over all slices. Labels belong to theirs, and so do images that are parallel to
+    the display's slices; others, a localizer say, are looked at by themselves.
+    """
+    space = volume.meta.get("frame_of_reference_uid")
+    if volume.ndim_spatial != 2 or volume.units != "mm" or not space or volume.meta.get("levels"):
+        return volume
+    plane = volume.axes.index("y")
+    array = volume.array[(*(slice(None),) * plane, None)]
+    deep = volume.replace(array=array, axes=volume.axes.replace("yx", "zyx"))
+    scans = [r for r in shown if r["volume"].meta.get("frame_of_reference_uid") == space]
+    to_world = shared_space(deep, scans)
+    if to_world is None:
+        return volume
+    through = np.linalg.solve(to_world, deep.affine)
+    turn = canonical_reorientation(through)
+    grid = deep.grid.reoriented(turn)
+    straight = straightened(np.asarray(np.linalg.solve(to_world, grid.affine), dtype=np.float64), grid.shape)
+    parallel = straight is not None and turn.order == (0, 1, 2)
+    return deep if parallel or volume.meta.get("is_labels") else volume
 
 
 def _holds(scan: Mapping[str, Any], volume: Volume) -> bool:
