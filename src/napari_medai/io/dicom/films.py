@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from napari_medai.core.errors import MedaiError
@@ -81,7 +82,7 @@ def film_times(header: Header, count: int) -> Axis | None:
     """
     steps = header.numbers("FrameTimeVector")
     if len(steps) == count and all(math.isfinite(s) and s >= 0 for s in steps) and sum(steps[1:]) > 0:
-        return "t", "s", tuple(sum(steps[1 : n + 1]) / 1000 for n in range(count))
+        return "t", "s", tuple(moment / 1000 for moment in accumulate((0.0, *steps[1:])))
     step = _positive(header.number("FrameTime"))
     if step is None:
         rate = _positive(header.number("CineRate")) or _positive(header.number("RecommendedDisplayFrameRate"))

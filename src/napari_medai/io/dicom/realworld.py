@@ -86,7 +86,10 @@ def _philips(scale: float | None, rescale: tuple[float, float]) -> RealWorld | N
     if scale is None or not math.isfinite(scale) or scale == 0:
         return None
     slope, intercept = rescale
-    return RealWorld(1 / scale, intercept / (slope * scale), "", "Philips floating point value")
+    both = slope * scale
+    if both == 0 or not all(map(math.isfinite, (1 / scale, intercept / both))):
+        return None
+    return RealWorld(1 / scale, intercept / both, "", "Philips floating point value")
 
 
 def _mapping(found: Any) -> RealWorld | None:
@@ -105,7 +108,7 @@ def _one(item: Any) -> RealWorld | None:
     unit = "" if unit in _NO_UNITS else unit[:16]
     table = numbers(item, "RealWorldValueLUTData")
     first = number(item, "RealWorldValueFirstValueMapped")
-    if table and first is not None and all(map(math.isfinite, table)):
+    if table and first is not None and math.isfinite(first) and all(map(math.isfinite, table)):
         return RealWorld(1.0, 0.0, unit, name, (int(first), np.array(table)))
     slope, intercept = number(item, "RealWorldValueSlope"), number(item, "RealWorldValueIntercept")
     if slope is None or not math.isfinite(slope) or slope == 0:

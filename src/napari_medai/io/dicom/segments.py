@@ -18,7 +18,7 @@ from napari_medai.core.errors import MedaiError
 from napari_medai.io.dicom.decoding import palette_colors, stored_frame
 from napari_medai.io.dicom.details import details
 from napari_medai.io.dicom.geometry import MULTIPLE_TOLERANCE, SAME_DIRECTION, SAME_SLICE_MM, places_of
-from napari_medai.io.dicom.headers import Header, items, number, numbers, text
+from napari_medai.io.dicom.headers import Header, integers, items, numbers, text
 from napari_medai.io.dicom.pixels import pixel_file
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 # A grid with more empty slices than this for each filled one is taken for damage.
 _MOST_EMPTY = 1000
+# More planes than this of one file are left as they are stored.
+_MOST_PLANES = 200_000
 
 _XYZ_TO_RGB = np.array(
     ((3.1338561, -1.6168667, -0.4906146), (-0.9787684, 1.9161415, 0.0334540), (0.0719453, -0.2289914, 1.4052427))
@@ -79,6 +81,8 @@ def segmentation_frames(header: Header, frames: list[Frame]) -> list[Frame]:
     if any(f.place is None for f in frames):
         return _without_places(header, frames, numbers_of, kind)
     slots = _slots(frames)
+    if slots is not None and slots.count * max(1, len(set(numbers_of))) > _MOST_PLANES:
+        slots = None
     if slots is None:
         return _single(frames, numbers_of, kind)
     by_slot: dict[int, list[tuple[int, int]]] = {}
@@ -159,7 +163,8 @@ def _slots(frames: list[Frame]) -> _Slots | None:
     levels = np.array([distances[numbers_ == n].mean() for n in range(int(numbers_.max()) + 1)])
     gaps = np.diff(levels)
     for base in (frames[0].thickness, float(gaps.min())):
-        multiples = np.round(gaps / base) if base else np.zeros(1)
+        with np.errstate(over="ignore"):
+            multiples = np.round(gaps / base) if base else np.zeros(1)
         if multiples.min() < 1 or multiples.sum() > _MOST_EMPTY * len(levels):
             continue
         fitted = gaps.sum() / multiples.sum()
@@ -221,7 +226,7 @@ def segment_meta(header: Header) -> tuple[dict[str, Any], list[str]]:
     kind = segmentation_kind(header)
     names, colors = {}, {}
     for item in described:
-        one = int(number(item, "SegmentNumber") or 0)
+        one = next(iter(integers(item, "SegmentNumber")), 0)
         names[one] = " ".join(text(item, "SegmentLabel").split())[:64] or f"segment {one}"
         lab = numbers(item, "RecommendedDisplayCIELabValue")
         if len(lab) == 3:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import ReadError
 from napari_medai.core.geometry import scaling
 from napari_medai.io.dicom.decoding import stored_frame
-from napari_medai.io.dicom.headers import Header, frame_count, items, number, numbers, text
+from napari_medai.io.dicom.headers import Header, frame_count, integers, items, number, numbers, text
 from napari_medai.io.dicom.lazy import CACHE
 from napari_medai.io.dicom.pixels import PixelFile
 
@@ -31,6 +31,8 @@ _CHUNK = 1024
 _WHITE = 255
 # A pixel matrix of more pixels along a side than this is taken for damage (a slide at 0.1 um has 750,000).
 _LARGEST = 1 << 22
+# So is one with more empty tiles than these for each stored one (a slide with a few cells stores one in fifty).
+_MOST_CELLS, _MOST_EMPTY = 1024, 256
 
 Tiles = Mapping[tuple[int, int, int, int], tuple[str, int]]
 
@@ -102,6 +104,9 @@ def level_of(header: Header, shared: Any, groups: Sequence[Any], measures: Any) 
         tiles, paths, planes = _listed(header, shared, groups)
     else:
         tiles, paths, planes = _full(header, rows, columns, tile)
+    cells = -(-rows // tile[0]) * -(-columns // tile[1])
+    if cells > _MOST_CELLS + _MOST_EMPTY * len(tiles):
+        raise ReadError(f"Of a slide of {cells} tiles the file holds {len(tiles)}; its header is damaged.")
     return Level(rows, columns, tile, (spacing[0], spacing[1]) if spacing else None, paths, planes, tiles)
 
 
@@ -127,11 +132,12 @@ def _listed(header: Header, shared: Any, groups: Sequence[Any]) -> tuple[Tiles, 
     for group in groups:
         place = next(iter(items(group, "PlanePositionSlideSequence")), None)
         identity = _first(group, shared, "OpticalPathIdentificationSequence")
-        row = None if place is None else number(place, "RowPositionInTotalImagePixelMatrix")
-        column = None if place is None else number(place, "ColumnPositionInTotalImagePixelMatrix")
+        row = _whole(place, "RowPositionInTotalImagePixelMatrix")
+        column = _whole(place, "ColumnPositionInTotalImagePixelMatrix")
         depth = (None if place is None else number(place, "ZOffsetInSlideCoordinateSystem")) or 0.0
+        depth = depth if np.isfinite(depth) else 0.0
         name = "" if identity is None else text(identity, "OpticalPathIdentifier")
-        places.append((name, depth, int(row or 1) - 1, int(column or 1) - 1))
+        places.append((name, depth, row - 1, column - 1))
     found = {name for name, *_ in places}
     names = [name for name in known if name in found] + sorted(found - set(known))
     depths = sorted({depth for _, depth, *_ in places})
@@ -140,6 +146,10 @@ def _listed(header: Header, shared: Any, groups: Sequence[Any]) -> tuple[Tiles, 
         for n, (name, depth, row, column) in enumerate(places)
     }
     return tiles, len(names), len(depths)
+
+
+def _whole(place: Any, keyword: str) -> int:
+    return 1 if place is None else next(iter(integers(place, keyword)), 1)
 
 
 def _first(group: Any, shared: Any, keyword: str) -> Any:

@@ -124,6 +124,8 @@ def _by_weight(headers: Sequence[Header], to_activity: float) -> Uptake:
         findings.append(f"A dose of {dose:g} Bq is too small for a person; it may be in MBq, the uptake then too high.")
     left = dose * 2 ** (-seconds / half_life)
     factor = to_activity * weight * 1000 / left
+    if not math.isfinite(factor):
+        raise InputError("Uptake values cannot be computed: weight and dose in the header give no finite factor.")
     inputs = {
         "weight_kg": weight,
         "dose_bq": dose,

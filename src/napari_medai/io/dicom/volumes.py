@@ -145,6 +145,8 @@ def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:
             return None
         stored = ((end - frame.intercept) / frame.slope for end in (low, high))
         low, high = sorted(end * plane.slope + plane.intercept for end in stored)
+        if not math.isfinite(high - low):
+            return None
     if plane.inverted:
         low, high = sum(plane.limits) - high, sum(plane.limits) - low
     return low, high
