@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -327,3 +328,15 @@ class TestThumbnail:
         assert picture.shape == (8, 8, 3)
         assert picture[0].min() > 100
         assert picture[-1].max() < 100
+
+
+@pytest.mark.corpus
+def test_corpus_is_listed_whole():
+    if "MEDAI_CORPUS" not in os.environ:
+        pytest.skip("MEDAI_CORPUS does not name a folder")
+    found = list_studies(os.environ["MEDAI_CORPUS"])
+    assert found.findings == ("1 file is neither DICOM nor NIfTI.",)  # the licence
+    assert {one.info.modality for one in found.series} == {"CT", "MR", ""}
+    for one in found.series:
+        assert open_image(one.path, series_uid=one.series_uid).shape == one.info.shape
+        assert thumbnail(one.image).max() > 0
