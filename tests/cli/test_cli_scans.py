@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -65,3 +66,12 @@ def test_options_of_dicom_alone(disc: Path, tmp_path: Path) -> None:
     ):
         result = RUN.invoke(app, words)
         assert result.exit_code != 0
+
+
+def test_info_of_an_archive(disc: Path, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "disc"), "zip", disc)
+    shown = json.loads(RUN.invoke(app, ["info", packed, "--json", "--repair", "missing"]).stdout)
+    (row,) = shown["series"]
+    assert row["shape"] == [5, 4, 6]
+    assert "they were interpolated" in " ".join(row["findings"])
+    assert shown["findings"]

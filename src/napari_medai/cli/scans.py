@@ -85,7 +85,12 @@ def _images(source: Path, repair: str, values: str) -> tuple[list[tuple[SeriesIn
             found = survey(source)
     if found is None:
         infos = list_series(source)
-        return [(entry, partial(open_scan, source, entry.uid, repair, values)) for entry in infos], []
+        left_out: list[str] = []
+        if find_format(source).name == "archive":
+            from napari_medai.io.archive import unpacked
+
+            left_out = list(unpacked(source).findings)
+        return [(entry, partial(open_scan, source, entry.uid, repair, values)) for entry in infos], left_out
     images = [
         (image.info(), partial(image.opened, str(source), values)) for image in found.images(options.get("repair", ()))
     ]

@@ -223,6 +223,9 @@ def test_two_stacks_in_each_other(scan: Any) -> None:
 def test_frames_of_reference_are_not_mixed(scan: Any) -> None:
     folder = scan([{"z": z, "FrameOfReferenceUID": f"1.2.{f}"} for f in (1, 2) for z in (0, 2, 4)])
     assert [pixels(v) for v in images(folder)] == [[0, 1, 2], [3, 4, 5]]
+    # not told for some of them
+    some = [{"z": z, **({"FrameOfReferenceUID": "1.2.3"} if z else {})} for z in range(6)]
+    assert dicom.open_volume(scan(some)).shape == (6, 4, 6)
     # made up anew for each file by whoever removed the identity
     folder = scan([{"z": z, "FrameOfReferenceUID": f"1.2.{z}"} for z in range(6)])
     assert dicom.open_volume(folder).shape == (6, 4, 6)

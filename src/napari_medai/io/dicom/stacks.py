@@ -168,6 +168,9 @@ def _frames_of_reference(group: list[Placed]) -> list[list[Placed]]:
     found: dict[str, list[Placed]] = {}
     for frame, place in group:
         found.setdefault(frame.header.text("FrameOfReferenceUID"), []).append((frame, place))
+    unnamed = found.pop("", [])
+    if unnamed:
+        found.setdefault(max(found, key=lambda uid: len(found[uid]), default=""), []).extend(unnamed)
     # Where nearly every slice has one of its own, the UIDs were made up when identity was removed.
     return list(found.values()) if len(found) * 2 <= len(group) else [group]
 
