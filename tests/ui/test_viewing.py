@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from napari.layers._layer_actions import _duplicate_layer
 from scipy.spatial.transform import Rotation
 
 import napari_medai as medai
@@ -230,6 +231,24 @@ class TestPaintingOnAView:
         assert not source.any()
         labels.data_setitem(tuple(np.array([[5], [40], [60]])), 4)
         assert labels.data[5, 40, 60] == source.max()
+
+    def test_a_copy_of_the_layer_is_painted_apart(self, viewer, scan, tilted):
+        viewer.layers.selection = {scan}
+        viewer._new_labels()
+        labels = viewer.layers[-1]
+        viewer.layers.selection = {labels}
+        _duplicate_layer(viewer.layers)
+        copy = next(x for x in viewer.layers if x.name.endswith("copy"))
+        self.paint(viewer, copy)
+        viewer.dims.ndisplay = 3
+        copy.data[0, 0, 0] = 4
+        viewer.dims.ndisplay = 2
+        assert set(np.unique(layer_to_volume(copy).array)) == {0, 1, 4}
+        assert not layer_to_volume(labels).array.any()
+        assert layer_to_volume(copy).grid.same_place(tilted.grid)
+        viewer.layers.selection = {scan}
+        _duplicate_layer(viewer.layers)
+        assert np.nanmax(np.asarray(viewer.layers[scan.name + " copy"].data[:, 30])) > 0
 
     def test_a_painted_box_has_no_holes(self, viewer, scan, tilted):
         viewer.layers.selection = {scan}

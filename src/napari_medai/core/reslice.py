@@ -230,6 +230,10 @@ class Resampled:
         view = self._with(tuple(axes), origin, fixed)
         return view if axes else np.asarray(view)[()]
 
+    def astype(self, dtype: Any) -> NDArray[Any]:
+        """All pixels, computed, as another type."""
+        return self.__array__(dtype)
+
     def transpose(self, *order: Any) -> Resampled:
         """The same with its axes permuted, as numpy's."""
         if len(order) == 1 and not isinstance(order[0], int | np.integer):

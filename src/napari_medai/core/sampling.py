@@ -148,6 +148,10 @@ class Source:
         self._frames: OrderedDict[tuple[tuple[int, int], ...], tuple[NDArray[Any], NDArray[np.bool_]]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a lock cannot be copied, and planes that were kept are read again
+        return (Source, (self._array, self._axes))
+
     def described(self) -> Iterator[tuple[str, int, int]]:
         """Letter, size and number of each axis, ``z`` among them even where there is one plane."""
         for number, letter in enumerate(self._axes):

@@ -110,6 +110,9 @@ def open_volumes(viewer: Any, volumes: Sequence[Volume]) -> list[Any]:
     """
     from napari.layers import Layer
 
+    from napari_medai.ui.viewing import attach
+
+    attach(viewer)
     return [viewer.add_layer(Layer.create(*data)) for data in _layers(volumes)]
 
 

@@ -67,6 +67,7 @@ class PaintedView:
 
     def __init__(self, array: NDArray[Any], axes: str, matrix: Affine, shape: tuple[int, int, int]) -> None:
         self.source = array
+        self._axes, self._size = axes, shape
         self._first = axes.index("z")
         self._matrix = matrix
         self._seen: Resampled = resampled(array, axes, matrix, shape, 0)
@@ -89,6 +90,14 @@ class PaintedView:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def onto(self, array: NDArray[Any]) -> PaintedView:
+        """The same view of other labels of the same shape."""
+        return PaintedView(array, self._axes, self._matrix, self._size)
+
+    def astype(self, dtype: Any) -> NDArray[Any]:
+        """All elements as another type."""
+        return self._seen.astype(dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self._seen.__array__(dtype, copy)

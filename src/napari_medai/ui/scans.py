@@ -180,6 +180,8 @@ def layer_to_volume(layer: Any, viewer_layers: Iterable[Any] | None = None) -> V
         moved = moved_by_hand(layer)
         way = np.asarray(record(layer)["to_world"])
         changed = not np.array_equal(moved, np.eye(4))
+        if isinstance(data, PaintedView) and data.source is not known.array:
+            known = known.replace(array=data.source)  # a copy of the layer
         volume = known.replace(affine=way @ moved @ np.linalg.solve(way, known.affine)) if changed else known
         return _named(volume, layer)
     if isinstance(known, Volume) and known.shape == tuple(data.shape):

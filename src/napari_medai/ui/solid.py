@@ -22,6 +22,7 @@ from napari_medai.ui.placement import (
     moved_by_hand,
     record,
 )
+from napari_medai.ui.reslicing import PaintedView
 from napari_medai.ui.scans import is_scan, layer_to_volume, place_of
 
 # Further apart than this share of a voxel, an affine was changed while it was in 3-D.
@@ -61,7 +62,8 @@ def make_solid(layers: Iterable[Any]) -> None:
             flat["data"] = layer.data
             volume: Volume = known["volume"]
             true = embedded(way @ moved_by_hand(layer) @ np.linalg.solve(way, volume.affine), layer.ndim)
-            whole = {"data": volume.array, "scale": np.ones(layer.ndim), "translate": np.zeros(layer.ndim)}
+            data = layer.data.source if isinstance(layer.data, PaintedView) else volume.array
+            whole = {"data": data, "scale": np.ones(layer.ndim), "translate": np.zeros(layer.ndim)}
             # a series keeps its steps in time
             lead = layer.ndim - 3
             whole["scale"][:lead], whole["translate"][:lead] = layer.scale[:lead], layer.translate[:lead]
@@ -97,6 +99,9 @@ def make_flat(layers: Iterable[Any]) -> None:
         else:
             change = {"affine": back @ now}
             change |= _within_reach(layer, solid.to_world, change["affine"])
+        view = change.get("data")
+        if isinstance(view, PaintedView) and layer.data is not view.source:  # a copy, or new labels
+            change["data"] = view.onto(layer.data)
         changes.append((layer, change))
     for layer, _ in changes:
         del layer.metadata[SOLID_KEY]
