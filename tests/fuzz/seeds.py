@@ -8,6 +8,7 @@ import io
 import os
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,21 @@ class Seed:
     def size(self) -> int:
         """Bytes of the file."""
         return len(self._content) if isinstance(self._content, bytes) else self._content.stat().st_size
+
+
+@lru_cache(maxsize=512)
+def identity(seed: Seed) -> tuple[str, ...]:
+    """Names and numbers of the patient in a DICOM seed, long enough not to be found by chance."""
+    if seed.kind != "dicom":
+        return ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = pydicom.dcmread(io.BytesIO(seed.content), force=True, specific_tags=["PatientName", "PatientID"])
+            texts = [str(found.get(word, "") or "") for word in ("PatientName", "PatientID")]
+    except Exception:  # noqa: BLE001 - some seeds are damaged already
+        return ()
+    return tuple(text for text in texts if len(text) > 5 and text.isascii())
 
 
 def _below(folder: Path, origin: str, public: bool = True) -> Iterator[Seed]:
