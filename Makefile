@@ -1,5 +1,6 @@
 # make demo   sets everything up, runs all stages on real images in a napari window, saves into demo-output/
 # make test   sets everything up, checks the code and runs all tests
+# make test-pacs   tests pull and push against a real archive (Orthanc), which it installs and starts
 # make docs   builds the documentation into site/
 # Second runs skip what is done.
 
@@ -9,13 +10,18 @@ READY := .venv/.ready
 # A real screen is used where there is one; else a virtual one.
 SCREEN := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY)),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test check fuzz docs samples clean
+.PHONY: demo test test-pacs check fuzz docs samples clean
 
 demo: $(READY) samples
 	$(SCREEN) $(BIN)/medai demo --out demo-output
 
 test: $(READY) samples check
 	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python -m pytest -q
+
+# Archives, against Orthanc with its DICOMweb plugin, which it installs and starts on loopback.
+test-pacs: $(READY)
+	sh scripts/orthanc.sh install
+	$(BIN)/python -m pytest -q tests/pacs tests/ui/test_pacs.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -236,8 +237,14 @@ def test_tls(guarded: Orthanc, certificates: Path, tmp_path: Path, study: Path):
     for access in (Access(), Access(ca_file=str(certificates / "other.pem"))):
         with pytest.raises(ArchiveError, match=r"TLS connection .* failed: .*--ca-file"):
             connect(guarded.dimse, access).echo()
+
+
+# pynetdicom 3.0 leaves a socket open that the other side closes while the association is negotiated
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tls_that_is_not_spoken(guarded: Orthanc):
     with pytest.raises(ArchiveError, match=r"wants TLS|broke it off"):
         connect(guarded.dimse.replace("+tls", ""), Access(timeout_s=2)).echo()
+    gc.collect()
 
 
 def test_no_patient_in_a_log(filled: Orthanc, caplog):

@@ -84,6 +84,8 @@ def associated(
         evt_handlers=[*handlers, (evt.EVT_PDU_RECV, look)],
     )
     if not association.is_established:
+        if association.dul.socket is not None:
+            association.dul.socket.close()
         raise _refused(node, access, refusals, association)
     stopped: list[BaseException] = []
     over = threading.Event()

@@ -24,7 +24,7 @@ from napari_medai.io.atomic import written
 from napari_medai.pacs.archive import InstanceEntry, SeriesEntry
 from napari_medai.pacs.association import MOST_CONTEXTS, application_entity, associated, ended, status_text
 from napari_medai.pacs.node import Access, Node
-from napari_medai.pacs.transfer import check_instance, instance_path, missing
+from napari_medai.pacs.transfer import check_instance, instance_path, kind, missing
 
 # implicit and explicit little endian, which every archive can turn into each other
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
@@ -81,6 +81,10 @@ def retrieve(
             ) from None
         _move(node, access, list(instances), inbox)
     left = missing(folder, series.uid, instances)
+    if left and access.move_port and not inbox.moved:
+        # archives offer fewer kinds of objects for C-GET than for C-MOVE: label maps, say
+        _move(node, access, left, inbox)
+        left = missing(folder, series.uid, left)
     return {e.uid: inbox.failed.get(e.uid, inbox.reason or "the archive did not send it") for e in left}
 
 
@@ -96,6 +100,7 @@ class _Inbox:
         self.reason = ""
         self.error: MedaiError | None = None
         self.done = 0
+        self.moved = False
         self._lock = threading.Lock()
 
     def take(self, event: Any) -> int:
@@ -167,11 +172,20 @@ def _get(node: Node, access: Access, instances: Sequence[InstanceEntry], classes
     with associated(node, access, contexts, inbox.progress, roles, handlers) as association:
         if not any(cx.abstract_syntax == StudyGet for cx in association.accepted_contexts):
             raise _NotOfferedError("it rejects the service")
+        offered = {str(cx.abstract_syntax) for cx in association.accepted_contexts if cx.as_scp}
+        for entry in instances:
+            if entry.sop_class and entry.sop_class not in offered:
+                inbox.failed[entry.uid] = (
+                    f"the archive does not give {kind(entry.sop_class)} by C-GET; give a port for C-MOVE (--port), or "
+                    "use its DICOMweb address"
+                )
+        instances = [e for e in instances if e.uid not in inbox.failed]
         for identifier in _identifiers(inbox.series, instances):
             _follow(node, access, association.send_c_get(identifier, StudyGet), inbox)
 
 
 def _move(node: Node, access: Access, instances: Sequence[InstanceEntry], inbox: _Inbox) -> None:
+    inbox.moved, inbox.failed = True, {}
     with (
         _receiving(node, access, inbox),
         associated(node, access, [build_context(StudyMove)], inbox.progress) as association,
