@@ -294,3 +294,16 @@ def test_a_reversed_image_with_a_lookup_table(write: Write) -> None:
     pixels = np.array([[0, 1, 2, 3]], np.uint16)
     path = write("cr", pixels, Modality="CR", PhotometricInterpretation="MONOCHROME1", ModalityLUTSequence=[lut])
     assert dicom.open_volume(path).numpy().tolist() == [[80, 70, 50, 10]]
+
+
+def test_nothing_is_said_of_elements_that_are_too_long(write: Write) -> None:
+    # found by mutation: warnings of pydicom are errors here
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lut = mapping(0.5, -1.0, "um2/s")
+        lut.LUTLabel = "A" * 32
+        del lut.LUTExplanation
+        path = write("mr", RAMP, Modality="MR", RealWorldValueMappingSequence=[lut])
+    assert dicom.open_volume(path, values="real-world").meta["quantity"] == "A" * 32

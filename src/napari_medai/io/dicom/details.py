@@ -56,9 +56,16 @@ def details(header: Header) -> Any:
 def _details(path: str, changed: int) -> Any:
     with quietly():
         found = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-        for tag in list(found.keys()):
-            try:
-                found[tag]  # raw elements become values here, while warnings are collected
-            except BROKEN_FILE:
-                del found[tag]
+        _convert(found)
     return found
+
+
+def _convert(dataset: Any) -> None:
+    """Turn raw elements into values while warnings are collected; the unreadable ones are taken out."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                _convert(item)
+        except BROKEN_FILE:
+            del dataset[tag]

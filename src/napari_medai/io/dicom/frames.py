@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from napari_medai.io.dicom.films import counted, ultrasound_spacing
 from napari_medai.io.dicom.headers import Header, frame_count, number, numbers
 from napari_medai.io.dicom.marks import OwnMarks, kind_of, macro, marks_of
 from napari_medai.io.dicom.mosaic import mosaic_of
+from napari_medai.io.dicom.quiet import quietly
 from napari_medai.io.dicom.realworld import RealWorld, frame_mapping
 from napari_medai.io.dicom.segments import segmentation_frames
 from napari_medai.io.dicom.slides import Level, flavour, is_slide, level_of
@@ -153,16 +155,22 @@ def frames_of(header: Header, protocol: bool = False) -> list[Frame]:
     count = frame_count(header)
     shared = next(iter(header.items("SharedFunctionalGroupsSequence")), None)
     groups = header.items("PerFrameFunctionalGroupsSequence")
+    plain = shared is None and not groups and not header.items("DetectorInformationSequence")
+    # the elements of a sequence's items are converted, and complained of, when they are looked at
+    with nullcontext() if plain else quietly():
+        frames = _listed(header, count, shared, groups)
+    if alike is not None and count == 1 and not groups and not frames[0].levels and header.text("Modality") != "SEG":
+        alike["frame"] = frames[0]
+    return frames
+
+
+def _listed(header: Header, count: int, shared: Any, groups: Sequence[Any]) -> list[Frame]:
     if is_slide(header):
         return [_slide(header, shared, groups)]
     frames = [_frame(header, n, groups[n] if n < len(groups) else None, shared) for n in range(count)]
     if count > 1 and not groups:
         frames = _offset_frames(header, frames)
-    if header.text("Modality") == "SEG":
-        return segmentation_frames(header, frames)
-    if alike is not None and count == 1 and not groups:
-        alike["frame"] = frames[0]
-    return frames
+    return segmentation_frames(header, frames) if header.text("Modality") == "SEG" else frames
 
 
 def _slide(header: Header, shared: Any, groups: Sequence[Any]) -> Frame:

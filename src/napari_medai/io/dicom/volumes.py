@@ -15,6 +15,7 @@ from napari_medai.io.dicom.headers import Header
 from napari_medai.io.dicom.overlays import overlay_groups
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
+from napari_medai.io.dicom.quiet import quietly
 from napari_medai.io.dicom.segments import segment_meta
 from napari_medai.io.dicom.slides import slide_affine, slide_array
 from napari_medai.io.dicom.stacks import Stack
@@ -60,6 +61,14 @@ def volume_of(
     InputError, ParamsError
         These values cannot be given.
     """
+    # elements of sequences are converted, and complained of, when they are looked at
+    with quietly():
+        return _volume(stack, files, uid, findings, source, values)
+
+
+def _volume(
+    stack: Stack, files: dict[str, PixelFile], uid: str, findings: tuple[str, ...], source: str, values: str
+) -> Volume:
     lead = stack.frames[0]
     header = lead.header
     if lead.levels:
