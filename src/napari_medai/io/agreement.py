@@ -23,6 +23,8 @@ OTHER_GRID_DICE, OTHER_GRID_VOLUME = 0.9, 0.1
 
 
 HALF_VOXEL = 0.5
+# Up to this label value a table is faster than sorting.
+_FEW = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def compare(expected: Labels, found: Labels) -> list[Agreement]:
             for other in truth:
                 if other.t == patch.t:
                     hit = values[_at(other, world) == values]
-                    for value, count in zip(*np.unique(hit, return_counts=True), strict=True):
+                    found_values, _, counts = _sorted_out(hit)
+                    for value, count in zip(found_values, counts, strict=True):
                         shared[int(value)] = shared.get(int(value), 0.0) + int(count) * volume_of(patch)
     first, second = _sized(before), _sized(after)
     names = dict(found.names) | dict(expected.names)
@@ -175,14 +178,26 @@ class _Sums:
             self.add_voxels(patch, values, index)
 
     def add_voxels(self, patch: Patch, values: NDArray[Any], index: NDArray[np.int64]) -> None:
-        found, at = np.unique(values, return_inverse=True)
-        count = np.bincount(at)
+        found, at, count = _sorted_out(values)
         mean = np.stack([np.bincount(at, index[:, n]) / count for n in range(3)], axis=1)
         place = index_to_world(patch.affine, mean) * count[:, None]
         one = volume_of(patch)
         for n, value in enumerate(found):
             row = np.array([count[n], count[n] * one, *place[n]])
             self.sums[int(value)] = self.sums.get(int(value), np.zeros(5)) + row
+
+
+def _sorted_out(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+    """Which values there are, which of them each one is, and how often each occurs."""
+    if values.size and values.dtype.kind in "iu" and int(values.min()) >= 0 and int(values.max()) <= _FEW:
+        values = values.astype(np.int64)
+        every = np.bincount(values)
+        found = np.flatnonzero(every)
+        place = np.zeros(len(every), np.int64)
+        place[found] = np.arange(len(found))
+        return found, place[values], every[found]
+    found, at, count = np.unique(values, return_inverse=True, return_counts=True)
+    return found, at, count
 
 
 def _sized(sums: _Sums) -> dict[int, Size]:

@@ -105,21 +105,17 @@ def nifti(path: Path) -> Labels:
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        kind = nibabel.Nifti2Image if content[:4] == (540).to_bytes(4, "little") else nibabel.Nifti1Image
-        image = kind.from_bytes(content)
-        data = np.asanyarray(image.dataobj)
+        image = nibabel.load(path)
+        data = np.asanyarray(image.dataobj)  # stays on the disk where it is neither compressed nor scaled
     except (OSError, ValueError, EOFError, zlib.error, ImageFileError) as error:
         raise ReadError(f"nibabel cannot read what was written: {type(error).__name__}.") from error
-    # RAS (x, y, z) -> (z, -y, -x); the array axes stay as stored
-    affine = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)[[2, 1, 0, 3]]
+    # RAS (x, y, z) -> (z, -y, -x); the array axes run backwards, so that planes lie together in memory
+    affine = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
 
     def patches() -> Iterator[Patch]:
-        blocks = data.reshape(*data.shape[:3], -1) if data.ndim >= 3 else data.reshape(*data.shape, 1, 1)
+        blocks = data.reshape(*data.shape[:3], -1, order="F") if data.ndim >= 3 else data.reshape(*data.shape, 1, 1)
         for t in range(blocks.shape[3]):
-            yield Patch(blocks[..., t], affine, t)
+            yield Patch(blocks[..., t].T, affine, t)
 
     return Labels("nibabel", patches)
 

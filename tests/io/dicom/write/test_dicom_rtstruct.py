@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
 import napari_medai as medai
 from napari_medai.core.contours import Contour, Contours, Region
@@ -193,3 +194,11 @@ def test_files_of_others_that_are_damaged(tmp_path, write_ct):
             medai.open(tmp_path / "bad.dcm").numpy()
         except medai.MedaiError:
             continue
+
+
+def test_a_structure_set_of_another_maker():
+    volume = medai.open(get_testdata_file("rtstruct.dcm"))
+    assert volume.modality == "RTSTRUCT"
+    assert volume.meta["is_labels"]
+    assert volume.numpy().any()
+    assert any("own" in note for note in volume.meta["findings"])
