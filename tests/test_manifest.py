@@ -21,7 +21,7 @@ VIEWER_FORMATS = ("dicom", "nifti")
 SHELL_SUFFIXES = (".hdr", ".img")
 
 # docks that are no stage
-OTHER_DOCKS = {"napari-medai.browser"}
+OTHER_DOCKS = {"napari-medai.archive", "napari-medai.browser"}
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def open_lazily(archive: Any, study_uid: str, series_uid: str, cache: Path | Non
         if not is_uid(uid):
             raise ParamsError(f"{uid[:80]!r} is no UID: up to 64 digits and dots.")
     # a folder of its own for each opening: layers of an earlier one keep theirs
-    root = Path(tempfile.mkdtemp(prefix="series-", dir=cache or _own_cache()))
+    root = Path(tempfile.mkdtemp(prefix="series-", dir=cache or own_cache()))
     remote = fetch_headers(archive, study_uid, base, root)
     register(remote)
     return open_volume(remote.folder, series_uid)
@@ -139,14 +139,14 @@ def _short_numbers(dataset: Dataset) -> None:
 _making = threading.Lock()
 
 
-def _own_cache() -> Path:
+def own_cache() -> Path:
+    """A folder that only this user can read and that goes when the program ends: it holds patients' data."""
     with _making:
         return _made_cache()
 
 
 @lru_cache(maxsize=1)
 def _made_cache() -> Path:
-    """A folder that only this user can read and that goes when the program ends: it holds patients' data."""
     folder = Path(tempfile.mkdtemp(prefix="napari-medai-pacs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

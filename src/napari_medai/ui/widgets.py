@@ -8,12 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from napari_medai.ui.browser import StudyBrowser
+from napari_medai.ui.pacs import ArchiveDock
 from napari_medai.ui.panel import StagePanel
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["browser_panel", "classify_panel", "denoise_panel", "detect_panel", "explain_panel", "segment_panel"]
+__all__ = [
+    "archive_panel",
+    "browser_panel",
+    "classify_panel",
+    "denoise_panel",
+    "detect_panel",
+    "explain_panel",
+    "segment_panel",
+]
 
 
 class DenoisePanel(StagePanel):
@@ -52,6 +61,7 @@ class ExplainPanel(StagePanel):
 
 
 # the names in the manifest
+archive_panel = ArchiveDock
 browser_panel = StudyBrowser
 denoise_panel = DenoisePanel
 segment_panel = SegmentPanel

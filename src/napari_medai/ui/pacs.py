@@ -1,0 +1,339 @@
+"""The archive dock: look for studies in a PACS, open or pull their series, push a layer back.
+
+All that waits for the network runs in a thread; the dock looks at it a few times a second.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_medai.core.errors import InputError, MedaiError
+from napari_medai.core.stage import Cancelled, Progress
+from napari_medai.pacs import Access, Query, SeriesEntry, StudyEntry, connect, open_remote
+from napari_medai.pacs.archive import Archive
+from napari_medai.pacs.node import known_archives
+from napari_medai.ui.running import JOIN_SECONDS, progress_text
+from napari_medai.ui.worker import Job
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+_LOOK_MS = 100
+_COLUMNS = ("Date / no.", "Modality", "Description", "Instances", "Patient")
+Found = list[tuple[StudyEntry, list[SeriesEntry]]]
+
+
+class ArchiveDock(QWidget):
+    """Find, open, pull and push over DICOMweb and DIMSE."""
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self._running = _Running()
+        self._then: Callable[[Any], None] = _nothing
+        self.found: Found = []
+        self.address = QComboBox()
+        self.address.setEditable(True)
+        self.address.lineEdit().setPlaceholderText("https://host/dicom-web or dicom://AET@host:port")
+        self.user, self.password = QLineEdit(), QLineEdit()
+        self.password.setEchoMode(QLineEdit.EchoMode.Password)
+        self.patient_id, self.accession = QLineEdit(), QLineEdit()
+        self.modality, self.date = QLineEdit(), QLineEdit()
+        self.date.setPlaceholderText("YYYYMMDD or YYYYMMDD-YYYYMMDD")
+        form = QFormLayout()
+        for label, field in (
+            ("Archive", self.address), ("User", self.user), ("Password", self.password),
+            ("Patient ID", self.patient_id), ("Accession no.", self.accession), ("Study date", self.date),
+            ("Modality", self.modality),
+        ):  # fmt: skip
+            form.addRow(label, field)
+        self.identity = QCheckBox("Show who the studies are of")
+        self.tree = QTreeWidget()
+        self.identity.toggled.connect(lambda on: self.tree.setColumnHidden(len(_COLUMNS) - 1, not on))
+        self.tree.setHeaderLabels(list(_COLUMNS))
+        self.tree.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.tree.setColumnHidden(len(_COLUMNS) - 1, True)
+        self.tree.itemDoubleClicked.connect(lambda item, _: self.open_selected() if item.parent() else None)
+        self.search_button = self._button("Search", self.search)
+        self.open_button = self._button("Open", self.open_selected)
+        self.pull_button = self._button("Pull to folder…", self._ask_and_pull)
+        self.push_button = self._button("Push selected layer", self.push_layer)
+        self.cancel_button = self._button("Cancel", self.cancel)
+        self.bar, self.status = QProgressBar(), QLabel()
+        self.status.setWordWrap(True)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addWidget(self.search_button)
+        layout.addWidget(self.identity)
+        layout.addWidget(self.tree)
+        buttons = QHBoxLayout()
+        for button in (self.open_button, self.pull_button, self.push_button, self.cancel_button):
+            buttons.addWidget(button)
+        layout.addLayout(buttons)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.status)
+        self._timer = QTimer(self)
+        self._timer.setInterval(_LOOK_MS)
+        self._timer.timeout.connect(self._look)
+        self.destroyed.connect(self._running.stop)
+        try:
+            self.address.addItems(sorted(known_archives()))
+        except MedaiError as error:
+            self.status.setText(str(error))
+        self.address.setCurrentText("")
+        self._idle()
+
+    def _button(self, text: str, action: Callable[[], None]) -> QPushButton:
+        button = QPushButton(text)
+        button.clicked.connect(lambda _: action())
+        return button
+
+    @property
+    def job(self) -> Job[Any] | None:
+        """What is under way."""
+        return self._running.job
+
+    # what the buttons do
+
+    def search(self) -> None:
+        """Look for studies and their series."""
+        try:
+            query = Query(
+                self.patient_id.text().strip(),
+                self.accession.text().strip(),
+                modality=self.modality.text().strip().upper(),
+                date=self.date.text().strip(),
+            )
+        except MedaiError as error:
+            self.status.setText(str(error))
+            return
+        self._start("Searching", lambda archive, progress: _search(archive, query, progress), self._show)
+
+    def open_selected(self) -> None:
+        """Open the selected series: lazily over DICOMweb, pulled into a temporary folder over DIMSE."""
+        chosen = self.selected()
+        if not chosen:
+            self.status.setText("Select a series first.")
+            return
+        self._start("Opening", lambda archive, progress: _open(archive, chosen, progress), self._add)
+
+    def pull_selected(self, folder: Path) -> None:
+        """Pull the selected series into a folder."""
+        chosen = self.selected()
+
+        def done(lines: list[str]) -> None:
+            self.status.setText("\n".join(lines))
+
+        self._start("Pulling", lambda archive, progress: _pull(archive, chosen, folder, progress), done)
+
+    def push_layer(self) -> None:
+        """Save the selected labels layer as a DICOM segmentation on its scan, and send it."""
+        from napari_medai.ui.scans import layer_to_volume
+
+        layer = self.viewer.layers.selection.active
+        try:
+            if layer is None or layer._type_string != "labels":
+                raise InputError("Select a labels layer: it is pushed as a DICOM segmentation of its scan.")
+            volume = layer_to_volume(layer, list(self.viewer.layers))
+        except MedaiError as error:
+            self.status.setText(str(error))
+            return
+        self._start("Pushing", lambda archive, progress: _push(archive, volume, progress), self.status.setText)
+
+    def _ask_and_pull(self) -> None:
+        if not self.selected():
+            self.status.setText("Select a series first.")
+            return
+        folder = QFileDialog.getExistingDirectory(self, "Pull to folder")
+        if folder:
+            self.pull_selected(Path(folder))
+
+    def selected(self) -> list[SeriesEntry]:
+        """The series of the selected rows; a study stands for all of its series."""
+        chosen: dict[str, SeriesEntry] = {}
+        for n, (_, series) in enumerate(self.found):
+            top = self.tree.topLevelItem(n)
+            for k, one in enumerate(series):
+                if top.isSelected() or top.child(k).isSelected():
+                    chosen[one.uid] = one
+        return list(chosen.values())
+
+    def cancel(self) -> None:
+        """Stop what is under way."""
+        if self.job is not None:
+            self.job.cancel()
+
+    # threads
+
+    def _start(self, what: str, work: Callable[[Archive, Progress], Any], then: Callable[[Any], None]) -> None:
+        if self.job is not None:
+            return
+        try:
+            archive = self._archive()
+        except MedaiError as error:
+            self.status.setText(str(error))
+            return
+        self._then = then
+        self._running.job = Job(lambda progress: work(archive, progress), name="medai-pacs")
+        self.status.setText(f"{what} …")
+        for button in (self.search_button, self.open_button, self.pull_button, self.push_button):
+            button.setEnabled(False)
+        self.cancel_button.setEnabled(True)
+        self.bar.setRange(0, 0)
+        self.bar.setVisible(True)
+        self._timer.start()
+
+    def _archive(self) -> Archive:
+        address = self.address.currentText().strip()
+        known = known_archives().get(address)
+        access = known.access if known else Access()
+        user, password = self.user.text().strip(), self.password.text()
+        if user and password:
+            access = replace(access, user=user, password=password)
+        return connect(address, access)
+
+    def _look(self) -> None:
+        job = self.job
+        if job is None:
+            return
+        state = job.state
+        if not state.finished:
+            if state.fraction is not None:
+                self.bar.setRange(0, 100)
+                self.bar.setValue(int(100 * state.fraction))
+            self.status.setText(progress_text(state))
+            return
+        self._running.job = None
+        self._idle()
+        error = job.error
+        if isinstance(error, Cancelled):
+            self.status.setText("Cancelled.")
+        elif isinstance(error, MedaiError):
+            self.status.setText(str(error))
+        elif error is not None:
+            raise error
+        else:
+            self.status.setText("")
+            self._then(job.result())
+
+    def _idle(self) -> None:
+        self._timer.stop()
+        self.bar.setVisible(False)
+        self.cancel_button.setEnabled(False)
+        for button in (self.search_button, self.open_button, self.pull_button, self.push_button):
+            button.setEnabled(True)
+
+    def _show(self, found: Found) -> None:
+        self.found = found
+        self.tree.clear()
+        for study, series in found:
+            who = study.identity
+            top = QTreeWidgetItem(
+                [study.date, " ".join(study.modalities), study.description, str(study.instances or ""),
+                 f"{who.patient_id} {who.patient_name}".strip()]
+            )  # fmt: skip
+            for one in series:
+                number = "" if one.number is None else str(one.number)
+                top.addChild(QTreeWidgetItem([number, one.modality, one.description, str(one.instances or ""), ""]))
+            self.tree.addTopLevelItem(top)
+            top.setExpanded(True)
+        self.status.setText(f"{len(found)} studies" if found else "The archive has nothing that matches.")
+
+    def _add(self, volumes: list[Any]) -> None:
+        from napari.layers import Layer
+
+        from napari_medai.ui.readers import _layers
+
+        for layer in _layers(volumes):
+            self.viewer.add_layer(Layer.create(*layer))
+
+
+class _Running:
+    """The thread of a dock; outlives its widgets, so that their end can end it."""
+
+    def __init__(self) -> None:
+        self.job: Job[Any] | None = None
+
+    def stop(self, *_: Any) -> None:
+        """Cancel the job and wait for its thread."""
+        if self.job is not None:
+            self.job.cancel()
+            self.job.join(JOIN_SECONDS)
+
+
+def _nothing(_: Any) -> None:
+    """What is done with an answer that nobody waits for."""
+
+
+def _search(archive: Archive, query: Query, progress: Progress) -> Found:
+    studies = archive.find_studies(query)
+    found: Found = []
+    for n, study in enumerate(studies):
+        progress.update(n, len(studies), f"Study {n + 1} of {len(studies)}")
+        found.append((study, archive.find_series(Query(study_uid=study.uid, modality=query.modality))))
+    return found
+
+
+def _open(archive: Archive, series: list[SeriesEntry], progress: Progress) -> list[Any]:
+    from napari_medai.core.errors import SeriesChoiceError
+    from napari_medai.io import open as open_image
+
+    volumes = []
+    for n, one in enumerate(series):
+        progress.update(n, len(series), f"Series {n + 1} of {len(series)}")
+        if archive.node.is_web:
+            try:
+                volumes.append(open_remote(archive, one.study_uid, one.uid))
+            except SeriesChoiceError as several:
+                volumes += [open_remote(archive, one.study_uid, image.uid) for image in several.series]
+        else:
+            from napari_medai.pacs.lazy import own_cache
+
+            outcome = archive.pull(one, own_cache(), progress)
+            outcome.check("fetched from", archive.node)
+            volumes.append(open_image(outcome.folder or Path()))
+    progress.check()
+    return volumes
+
+
+def _pull(archive: Archive, series: list[SeriesEntry], folder: Path, progress: Progress) -> list[str]:
+    lines = []
+    for one in series:
+        outcome = archive.pull(one, folder, progress)
+        outcome.check("fetched from", archive.node)
+        lines.append(f"{one.description or one.modality}: {outcome.done} fetched, {outcome.skipped} there already.")
+    return lines
+
+
+def _push(archive: Archive, volume: Any, progress: Progress) -> str:
+    from napari_medai.io import save
+
+    with tempfile.TemporaryDirectory(prefix="napari-medai-push-") as folder:
+        path = save(volume, os.path.join(folder, "segmentation.dcm"))
+        progress.check()
+        outcome = archive.push([Path(path)], progress)
+    outcome.check("stored in", archive.node)
+    return f"The segmentation was stored in {archive.node}."
