@@ -58,7 +58,9 @@ class Where:
         if not self._all:
             coordinates = [c if c.size == 1 else np.broadcast_to(c, self._sizes)[inside] for c in coordinates]
             coordinates = [c.reshape(-1) for c in coordinates]
-        self._lower, self._share = zip(*(_split(c, order) for c in coordinates), strict=True)
+        self._lower, self._share = zip(
+            *(_split(c, n, order) for c, n in zip(coordinates, shape, strict=True)), strict=True
+        )
         self.low = tuple(int(c.min()) for c in self._lower)
         self.high = tuple(
             int(c.max()) + 1 + (share is not None) for c, share in zip(self._lower, self._share, strict=True)
@@ -66,27 +68,24 @@ class Where:
 
     def values(self, block: NDArray[Any], start: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Look up ``block``, whose first voxel is ``start`` of the source; the result broadcasts to the points."""
-        take = _Lookup(block)
-        lower = [c - s for c, s in zip(self._lower, start, strict=True)]
+        take = _Lookup(block, [c - s for c, s in zip(self._lower, start, strict=True)])
         work = np.result_type(block.dtype, np.float32)
 
-        def along(axis: int, index: list[NDArray[np.intp]]) -> NDArray[Any]:
+        def along(axis: int, corner: tuple[int, ...]) -> NDArray[Any]:
             if axis == 3:
-                found = take(index)
+                found = take(corner)
                 return found if self.order == 0 else found.astype(work, copy=False)
-            here = along(axis + 1, [*index, lower[axis]])
+            here = along(axis + 1, (*corner, 0))
             share = self._share[axis]
             if share is None:
                 return here
             share = share.astype(here.real.dtype, copy=False)
             if block.ndim == 4:
                 share = share[..., None]
-            # the upper neighbour of the last voxel has no weight, whichever it is
-            upper = np.minimum(lower[axis] + 1, block.shape[axis] - 1)
-            mixed: NDArray[Any] = here + (along(axis + 1, [*index, upper]) - here) * share
+            mixed: NDArray[Any] = here + (along(axis + 1, (*corner, 1)) - here) * share
             return mixed
 
-        found = along(0, [])
+        found = along(0, ())
         if found.dtype != dtype:
             found = (
                 np.rint(found).astype(dtype) if dtype.kind in "iu" and found.dtype.kind == "f" else found.astype(dtype)
@@ -94,20 +93,22 @@ class Where:
         return found
 
 
-def _split(at: NDArray[np.float64], order: int) -> tuple[NDArray[np.intp], NDArray[np.float64] | None]:
+def _split(at: NDArray[np.float64], size: int, order: int) -> tuple[NDArray[np.intp], NDArray[np.float64] | None]:
     """The lower voxel and the share of the next one; none where all points lie on voxels."""
     if order == 0:
         return np.floor(at + (0.5 - ROUNDING)).astype(np.intp), None
     lower = np.floor(at)
-    share = at - lower
-    return lower.astype(np.intp), share if share.any() else None
+    if np.array_equal(lower, at):
+        return lower.astype(np.intp), None
+    lower = np.minimum(lower, size - 2)  # the last voxel is the whole of the next one
+    return lower.astype(np.intp), at - lower
 
 
 class _Lookup:
-    """Voxels of a block by their indices: by their place in memory, which is faster, where it has no gaps."""
+    """Voxels of a block, and their neighbours: by their places in memory, which is faster, where it has no gaps."""
 
-    def __init__(self, block: NDArray[Any]) -> None:
-        self._block, self._flat = block, None
+    def __init__(self, block: NDArray[Any], index: Sequence[NDArray[np.intp]]) -> None:
+        self._block, self._index, self._flat = block, index, None
         unit = block.itemsize * (block.shape[3] if block.ndim == 4 else 1)
         steps = block.strides[:3]
         turned = block[tuple(slice(None, None, -1 if step < 0 else 1) for step in steps)]
@@ -116,17 +117,21 @@ class _Lookup:
         if turned.flags.c_contiguous and all(step % unit == 0 for step in steps):
             self._flat = turned.reshape(-1, *block.shape[3:])
             self._steps = [step // unit for step in steps]
-            self._first = sum(-step * (n - 1) for step, n in zip(self._steps, block.shape, strict=False) if step < 0)
+            first = sum(-step * (n - 1) for step, n in zip(self._steps, block.shape, strict=False) if step < 0)
+            # the sums of fewer points come first
+            terms = sorted((x * step for x, step in zip(index, self._steps, strict=True)), key=lambda x: x.size)
+            self._places = terms[0] + first + terms[1] + terms[2]
 
-    def __call__(self, index: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
+    def __call__(self, corner: Sequence[int]) -> NDArray[Any]:
+        """The voxels that lie ``corner`` (0 or 1 along each axis) further on."""
         if self._flat is None:
-            found: NDArray[Any] = self._block[tuple(index)]
+            found: NDArray[Any] = self._block[tuple(x + c for x, c in zip(self._index, corner, strict=True))]
             return found
-        k, j, i = index
-        # the sums of fewer points come first
-        terms = sorted((x * step for x, step in zip((k, j, i), self._steps, strict=True)), key=lambda x: x.size)
-        place = terms[0] + self._first + terms[1] + terms[2]
-        values: NDArray[Any] = np.take(self._flat, place, axis=0)
+        offset = sum(c * step for c, step in zip(corner, self._steps, strict=True))
+        if offset >= 0:
+            values: NDArray[Any] = np.take(self._flat[offset:], self._places, axis=0)
+        else:
+            values = np.take(self._flat, self._places + offset, axis=0)
         return values
 
 
