@@ -28,6 +28,7 @@ _MEGABYTE = 1_000_000
 # Processes are renewed, so that what they keep of files does not add up.
 _FILES_PER_PROCESS = 1500
 KEPT_BYTES = 64_000
+_GOODBYE_SECONDS = 20
 
 
 class Opener:
@@ -105,12 +106,17 @@ class Opener:
 
     def _stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            # it ends with its input, and removes what it unpacked
+            try:
+                self._process.wait(_GOODBYE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
             self._process = None
 
 
