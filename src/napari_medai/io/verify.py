@@ -263,10 +263,18 @@ def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labe
 
         return [lambda p: read_independently(p, grid), lambda p: drawn_labels(p, grid)]
     if modality:
+        if modality == "SEG" and not _says_where(path):  # of a single picture, on its own pixels
+            return [_own]
         return [readback.segmentation, _own] if modality == "SEG" else []
     format = find_format(path).name
     independent = {"nifti": readback.nifti, "nrrd": readback.nrrd}.get(format)
     return [independent, _own] if independent else []
+
+
+def _says_where(path: Path) -> bool:
+    from napari_medai.io.dicom.references import references_of
+
+    return bool(references_of(path).frame_of_reference_uid)
 
 
 def _holds_labels(path: Path) -> bool:

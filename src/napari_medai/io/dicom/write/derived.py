@@ -76,6 +76,8 @@ def save_derived(
         The name does not fit the number of files, the values cannot be stored, the folder is not empty, or the system
         refused. No partial file or folder is left.
     """
+    from pydicom import dcmwrite
+
     datasets, error = derived(volume, source, record)
     if path.suffix and len(datasets) > 1:
         raise WriteError(
@@ -91,7 +93,10 @@ def save_derived(
     try:
         temporary.mkdir()
         for n, dataset in enumerate(datasets, 1):
-            dataset.save_as(temporary / f"{n:05}.dcm", enforce_file_format=True)
+            # a scan of the other byte order can be written by this function, not by the data set's own
+            dcmwrite(
+                temporary / f"{n:05}.dcm", dataset, enforce_file_format=True, implicit_vr=False, little_endian=True
+            )
         if check:
             _look(volume, temporary, path.name, error)
         if path.suffix:
@@ -137,6 +142,8 @@ def derived(volume: Volume, source: Source, record: Mapping[str, Any] | None = N
     pixels = pixels if "z" in placed.volume.axes else np.expand_dims(pixels, placed.volume.axes.index("y"))
     pixels = pixels if "t" in placed.volume.axes else pixels[None]
     if volume.is_rgb:
+        if pixels.max() > 255:
+            raise WriteError("Colour of more than 8 bits cannot be stored in a derived series; save it as .tif.")
         # samples of 8 bits, as those of the scan
         values = Stored(np.clip(np.rint(pixels[..., :3]), 0, 255).astype(np.uint8), error=0.5)
     else:
@@ -197,6 +204,8 @@ class _Series:
             return dataset
         # enhanced objects say all of this in their own words (PS3.3 C.8.13.3.1, C.8.15.2.1): always PRIMARY, monochrome
         dataset.ImageType = ["DERIVED", "PRIMARY", *dataset.ImageType[2:]]
+        if "MRAcquisitionType" in dataset:  # of acquired images alone (C.8.13.4)
+            del dataset.MRAcquisitionType
         if "PixelPresentation" in dataset:
             dataset.PixelPresentation = "MONOCHROME"
         del dataset.DerivationDescription, dataset.DerivationCodeSequence

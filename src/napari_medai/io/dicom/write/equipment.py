@@ -98,7 +98,11 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 
 def finish(dataset: Dataset, source: Source, title: str) -> None:
-    """Description of the series, and the elements that DICOM wants even where they are empty."""
+    """Names of the patient and physician, description of the series, and what DICOM wants even where it is empty."""
+    dataset.PatientName = source.lead.PatientName
+    dataset.ReferringPhysicianName = source.lead.ReferringPhysicianName
+    if "FrameOfReferenceUID" not in dataset:  # then the image says how the patient lies in it (PS3.3 C.7.6.1.1.1)
+        dataset.PatientOrientation = source.lead.get("PatientOrientation", "")
     dataset.SeriesDescription = title[:64]
     body = str(source.lead.get("BodyPartExamined", "") or "")
     if body:

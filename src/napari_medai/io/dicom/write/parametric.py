@@ -11,6 +11,7 @@ import numpy as np
 from napari_medai.core.errors import WriteError
 from napari_medai.core.volume import Volume
 from napari_medai.io.atomic import written
+from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.equipment import RESEARCH, equipment, finish, made_by, say_side
 from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer
 from napari_medai.io.dicom.write.source import Source
@@ -38,7 +39,12 @@ def save_map(heat: Volume, source: Source, path: Path, record: Mapping[str, Any]
     WriteError
         The heat is a series in time, is not finite, or lies where the scan does not; or the system refused.
     """
-    dataset = parametric_map(heat, source, record)
+    try:
+        dataset = parametric_map(heat, source, record)
+    except BROKEN_FILE as error:
+        raise WriteError(
+            f"The headers of the scan do not allow a DICOM object ({type(error).__name__}); save it as .nii.gz."
+        ) from error
     with written(path) as file:
         dataset.save_as(file, enforce_file_format=True)
 

@@ -143,6 +143,8 @@ def header_like(source: Source, placed: Placed) -> Dataset:
     for keyword in ("NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID"):
         if keyword in header:
             delattr(header, keyword)
+    # highdicom warns of names with one component, and shows them; `finish` puts them in
+    header.PatientName = header.ReferringPhysicianName = ""
     header.SOPClassUID = SecondaryCaptureImageStorage  # of one frame, whatever the scan is
     header.Rows, header.Columns = placed.volume.spatial_shape[-2:]
     if placed.positions is not None:
@@ -180,6 +182,11 @@ def refer(dataset: Dataset, source: Source, placed: Placed, derivation: Any, des
     from pydicom import Dataset
     from pydicom.sr.codedict import codes
 
+    if placed.positions is None and placed.volume.units == "mm":
+        from highdicom import PixelMeasuresSequence
+
+        measures = PixelMeasuresSequence(placed.spacing, placed.step, placed.step)
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
     frames = getattr(dataset, "PerFrameFunctionalGroupsSequence", ())
     purpose = _code(codes.cid7202.SourceImageForImageProcessingOperation)
     for frame in frames:

@@ -14,6 +14,7 @@ from napari_medai.core.errors import WriteError
 from napari_medai.core.provenance import EDITED
 from napari_medai.core.volume import Volume
 from napari_medai.io.atomic import written
+from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.codes import coded
 from napari_medai.io.dicom.write.equipment import RESEARCH, algorithm, equipment, finish, made_by
 from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer
@@ -54,7 +55,12 @@ def save_segmentation(
         The labels are no labels, form a series in time, lie outside of the scan or in another frame of reference, or
         the system refused.
     """
-    dataset = segmentation(labels, source, record, kind)
+    try:
+        dataset = segmentation(labels, source, record, kind)
+    except BROKEN_FILE as error:
+        raise WriteError(
+            f"The headers of the scan do not allow a DICOM object ({type(error).__name__}); save it as .nii.gz."
+        ) from error
     with written(path) as file:
         dataset.save_as(file, enforce_file_format=True)
 
