@@ -89,15 +89,15 @@ def compare(expected: Labels, found: Labels) -> list[Agreement]:
         before.add(patch)
     after, shared = _Sums(), dict[int, float]()
     for patch in found.patches():
-        for values, index in voxels(patch):
+        others = [(other, _seen_from(patch, other)) for other in truth if other.t == patch.t]
+        for k, values, index in _labelled(patch):
             after.add_voxels(patch, values, index)
-            world = index_to_world(patch.affine, index)
-            for other in truth:
-                if other.t == patch.t:
-                    hit = values[_at(other, world) == values]
-                    found_values, _, counts = _sorted_out(hit)
-                    for value, count in zip(found_values, counts, strict=True):
-                        shared[int(value)] = shared.get(int(value), 0.0) + int(count) * volume_of(patch)
+            world = index_to_world(patch.affine, index) if any(view is None for _, view in others) else None
+            for other, view in others:
+                there = view[k][index[:, 1], index[:, 2]] if view is not None else _at(other, np.asarray(world))
+                found_values, _, counts = _sorted_out(values[there == values])
+                for value, count in zip(found_values, counts, strict=True):
+                    shared[int(value)] = shared.get(int(value), 0.0) + int(count) * volume_of(patch)
     first, second = _sized(before), _sized(after)
     names = dict(found.names) | dict(expected.names)
     return [
@@ -149,12 +149,46 @@ def share_inside(labels: Labels, grid: Grid) -> float:
 
 def voxels(patch: Patch) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
     """Values (n,) and indices (n, 3) of the labelled voxels, a plane at a time."""
+    for _, values, index in _labelled(patch):
+        yield values, index
+
+
+def _labelled(patch: Patch) -> Iterator[tuple[int, NDArray[Any], NDArray[np.int64]]]:
+    """As `voxels`, with the number of the plane."""
     for k in range(patch.array.shape[0]):
         plane = np.asarray(patch.array[k])
         flat = np.flatnonzero(plane)
         if flat.size:
             j, i = np.divmod(flat, plane.shape[1])
-            yield plane.ravel()[flat], np.stack([np.full_like(j, k), j, i], axis=1)
+            yield k, plane.ravel()[flat], np.stack([np.full_like(j, k), j, i], axis=1)
+
+
+def _seen_from(patch: Patch, other: Patch) -> NDArray[Any] | None:
+    """The other's voxels in the order of a patch's, as a view; None unless each voxel of the patch is one of them."""
+    if not isinstance(other.array, np.ndarray):
+        return None
+    through = np.linalg.inv(other.affine) @ patch.affine
+    turn, start = np.rint(through[:3, :3]), np.rint(through[:3, 3])
+    size = np.array(patch.array.shape)
+    if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
+        return None
+    ends = np.array(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij")).reshape(3, -1).T
+    exact = ends @ through[:3, :3].T + through[:3, 3]
+    whole = ends @ turn.T + start
+    # nearer than a quarter of a voxel, so that rounding finds the same voxel for all of them
+    if np.abs(exact - whole).max() > HALF_VOXEL / 2 or (whole < 0).any() or (whole >= other.array.shape).any():
+        return None
+    order = [int(n) for n in np.abs(turn).argmax(axis=0)]
+    view = other.array.transpose(order)
+    for axis, along in enumerate(order):
+        first = int(start[along])
+        if turn[along, axis] > 0:
+            part = slice(first, first + int(size[axis]))
+        else:
+            last = first - int(size[axis])
+            part = slice(first, None if last < 0 else last, -1)
+        view = view[(slice(None),) * axis + (part,)]
+    return view
 
 
 def volume_of(patch: Patch) -> float:
@@ -179,7 +213,7 @@ class _Sums:
 
     def add_voxels(self, patch: Patch, values: NDArray[Any], index: NDArray[np.int64]) -> None:
         found, at, count = _sorted_out(values)
-        mean = np.stack([np.bincount(at, index[:, n]) / count for n in range(3)], axis=1)
+        mean = np.stack([np.bincount(at, index[:, n], len(found)) / count for n in range(3)], axis=1)
         place = index_to_world(patch.affine, mean) * count[:, None]
         one = volume_of(patch)
         for n, value in enumerate(found):
