@@ -229,19 +229,24 @@ class WebArchive:
         body = lambda: Multipart(paths, progress)  # noqa: E731
         answer = self._session.post(url, headers=headers, body=body, progress=progress)
         report = _report(answer) if answer.status_code in (200, 202, 400, 409) else None
-        if report is None:
+        if report is None and answer.status_code not in (400, 409):
             self._session.checked(answer, "store")
-            report = Dataset()
+        report = Dataset() if report is None else report
         stored = {plain(item, "ReferencedSOPInstanceUID") for item in report.get("ReferencedSOPSequence", ())}
         refused = {
             plain(item, "ReferencedSOPInstanceUID"): _reason(int(item.get("FailureReason", 0) or 0))
             for item in report.get("FailedSOPSequence", ())
         }
+        unsaid = "the archive did not confirm that it has it" + (
+            "" if answer.ok else f", and answered with status {answer.status_code}"
+        )
         for item in batch:
             if item.uid in stored:
                 outcome.done += 1
-            else:
-                outcome.failed[item.path.name] = refused.get(item.uid, "the archive did not confirm that it has it")
+            elif item.uid in refused or len(batch) == 1:
+                outcome.failed[item.path.name] = refused.get(item.uid, unsaid)
+            else:  # some archives refuse a whole message for one instance in it, and do not say which
+                self._store([item], outcome, progress)
 
     def _ask(self, what: str, call: Callable[[], Any]) -> Any:
         """A call of the client, with its errors in words."""
