@@ -17,8 +17,9 @@ from pydicom.sequence import Sequence
 from napari_medai.core.errors import ReadError
 from napari_medai.io.dicom.bulk import HEAD, read_alike
 from napari_medai.io.dicom.frames import frames_of
-from napari_medai.io.dicom.headers import OF_EACH_SLICE, WANTED, Header, read_header, read_headers
+from napari_medai.io.dicom.headers import Header, read_header, read_headers
 from napari_medai.io.dicom.pixels import pixel_file
+from napari_medai.io.dicom.whitelist import OF_EACH_SLICE, WANTED
 
 Write = Callable[..., Path]
 PIXELS = np.arange(12, dtype=np.uint16).reshape(3, 4)
@@ -86,7 +87,9 @@ def test_sequences_that_name_other_instances_do_not_part_a_group(write: Write) -
         item.ReferencedSOPInstanceUID = f"1.2.3.{100 + n}"
         outer = Sequence([item])
         outer.is_undefined_length = item.is_undefined_length_sequence_item = True
-        paths.append(os.fspath(write(f"s{n}", PIXELS, SOPInstanceUID=f"1.2.3.{200 + n}", ReferencedImageSequence=outer)))
+        paths.append(
+            os.fspath(write(f"s{n}", PIXELS, SOPInstanceUID=f"1.2.3.{200 + n}", ReferencedImageSequence=outer))
+        )
     alike = read_alike(paths, WANTED)
     assert sum(a is not None for a in alike) == 20
     check(paths)
