@@ -16,6 +16,7 @@ demo: $(READY) samples
 	$(SCREEN) $(BIN)/medai demo --out demo-output
 
 test: $(READY) samples check
+	-sh scripts/orthanc.sh install
 	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python -m pytest -q
 
 # Archives, against Orthanc with its DICOMweb plugin, which it installs and starts on loopback.
