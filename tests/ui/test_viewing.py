@@ -21,7 +21,7 @@ from napari_medai.ui.placement import record
 from napari_medai.ui.reslicing import PaintedView
 from napari_medai.ui.scans import is_scan, shared_space, was_edited
 from napari_medai.ui.viewing import attach
-from napari_medai.ui.writers import points_table, save_layer
+from napari_medai.ui.writers import points_table, save_layer, write_labels
 
 LANDMARK = np.array([7.0, -12.0, 9.0])
 SPACE = {"frame_of_reference_uid": "1.2.3"}
@@ -360,6 +360,15 @@ class TestIn3D:
         np.testing.assert_allclose(points_table(points, viewer.layers)["z_mm"], LANDMARK[0], atol=1e-6)
         viewer.dims.ndisplay = 3
         viewer.dims.ndisplay = 2
+
+    def test_saved_from_3d(self, viewer, axial, tilted, tmp_path):
+        add(viewer, axial)
+        layer = add(viewer, tilted.replace(array=(tilted.array > 500).astype(np.uint8), meta={"is_labels": True}))
+        viewer.dims.ndisplay = 3
+        data, state, _ = layer.as_layer_data_tuple()
+        back = medai.open(*write_labels(str(tmp_path / "ball.nii.gz"), data, state))
+        assert back.grid.same_place(tilted.grid)
+        np.testing.assert_array_equal(back.numpy(), tilted.array > 500)
 
     def test_a_series_in_time(self, viewer, tilted):
         series = tilted.replace(array=np.stack([tilted.array, tilted.array * 0]), axes="tzyx")

@@ -174,7 +174,8 @@ def _layer(data: Any, attributes: Mapping[str, Any], kind: str) -> Any:
     """A layer of the state that napari hands to writers, never shown."""
     from napari.layers import Layer
 
-    return Layer.create(data, dict(attributes), kind)
+    # hidden, it is not sliced: in 3-D its affine may be one that cannot be
+    return Layer.create(data, {**attributes, "visible": False}, kind)
 
 
 def _write_table(table: Table, path: str) -> str:
