@@ -172,7 +172,7 @@ def test_another_result_and_the_scan(mask, oblique_scan, tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ReadError, match="no file"):
+    with pytest.raises(ReadError, match="neither a file"):
         verify(tmp_path / "none.nii")
 
 
@@ -193,3 +193,24 @@ def test_command(mask, tmp_path, capsys, monkeypatch):
         main()
     assert end.value.code == 1
     assert '"ok": false' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axes", ["cyx", "czyx", "tczyx", "yxs", "zyxs"])
+def test_channels_and_colours_of_nifti(tmp_path, axes):
+    shape = tuple({"t": 2, "c": 3, "z": 4, "y": 5, "x": 6, "s": 3}[axis] for axis in axes)
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    image = Volume(pixels, axes, np.diag([3.0, 2.0, 1.0, 1.0]), "mm")
+    path = medai.save(image, tmp_path / "a.nii.gz")
+    report = verify(path, expected=image)
+    assert [(c.what, c.ok) for c in report.checks] == [
+        ("image as read by nibabel", True),
+        ("image as read by napari-medai", True),
+    ]
+    assert [c.ok for c in verify(path).checks] == [True]
+    last = pixels.copy()
+    last[(-1,) * pixels.ndim] += 1
+    with pytest.raises(WriteError, match="values are other ones"):
+        check(image.replace(array=last), path)
+    if "c" in axes:
+        with pytest.raises(WriteError, match="channels instead of"):
+            check(image.replace(array=pixels[..., :2, :, :, :] if "z" in axes else pixels[:2]), path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.geometry import SAME_PLACE_MM, Grid, index_to_world, world_to_index
+from napari_medai.core.volume import Volume
 from napari_medai.io.readback import Labels, Patch
 
 # How far two centroids may lie apart where voxels are the same: positions are rounded to 16 characters in DICOM
@@ -106,6 +107,27 @@ def compare(expected: Labels, found: Labels) -> list[Agreement]:
     ]
 
 
+def of_image(volume: Volume, by: str = "memory") -> Labels:
+    """The values of a Volume, a time point of a channel at a time; all times of the first channel come first."""
+    axes = [axis for axis in "ctzyxs" if axis in volume.axes]
+    array = volume.array.transpose([volume.axes.index(axis) for axis in axes])
+    if "z" not in axes:
+        array = np.expand_dims(array, axes.index("y"))
+    lead = sum(axis in "ct" for axis in axes)
+
+    def patches() -> Iterator[Patch]:
+        for t, index in enumerate(np.ndindex(array.shape[:lead])):
+            yield Patch(np.asarray(array[index]), volume.affine, t)
+
+    return Labels(by, patches)
+
+
+def _plain(patch: Patch) -> Patch:
+    """Colours as a last axis, where they are fields of one number."""
+    names = patch.array.dtype.names
+    return replace(patch, array=np.stack([patch.array[n] for n in names], axis=-1)) if names else patch
+
+
 def same_image(expected: Labels, found: Labels) -> list[str]:
     """What is not the same of two images: size, place, or the values of the first, middle and last plane.
 
@@ -114,23 +136,24 @@ def same_image(expected: Labels, found: Labels) -> list[str]:
     list of str
         Empty if nothing differs.
     """
-    first, second = list(expected.patches()), list(found.patches())
+    first, second = ([_plain(patch) for patch in image.patches()] for image in (expected, found))
     if len(first) != len(second):
-        return [f"{len(second)} time points instead of {len(first)}"]
+        return [f"{len(second)} time points and channels instead of {len(first)}"]
     for one, other in zip(first, second, strict=True):
-        shape = np.array(one.array.shape)
+        shape = np.array(one.array.shape[:3])
         index = np.array(np.meshgrid(*[sorted({0, n // 2, n - 1}) for n in shape], indexing="ij")).reshape(3, -1).T
         there = world_to_index(other.affine, index_to_world(one.affine, index))
         off = np.abs((there - np.rint(there)) @ np.diag(np.linalg.norm(other.affine[:3, :3], axis=0))).max()
         edge = np.abs(np.linalg.inv(other.affine[:3, :3]) @ one.affine[:3, :3] @ (shape - 1))
-        if off > SAME_PLACE_MM or (np.abs(edge + 1 - np.array(other.array.shape)) > HALF_VOXEL).any():
+        if off > SAME_PLACE_MM or (np.abs(edge + 1 - np.array(other.array.shape[:3])) > HALF_VOXEL).any():
             return ["its voxels lie elsewhere"]
         for k in sorted({0, int(shape[0]) // 2, int(shape[0]) - 1}):
             plane = np.asarray(one.array[k])
-            j, i = np.divmod(np.arange(plane.size), plane.shape[1])
+            j, i = np.divmod(np.arange(plane.shape[0] * plane.shape[1]), plane.shape[1])
             world = index_to_world(one.affine, np.stack([np.full_like(j, k), j, i], axis=1))
+            there, values = _at(other, world), plane.reshape(-1, *plane.shape[2:])
             # images are stored as float32 at least
-            if not np.allclose(_at(other, world), plane.ravel(), rtol=1e-6, atol=1e-30, equal_nan=True):
+            if there.shape != values.shape or not np.allclose(there, values, rtol=1e-6, atol=1e-30, equal_nan=True):
                 return ["its values are other ones"]
     return []
 
@@ -245,8 +268,8 @@ def _sized(sums: _Sums) -> dict[int, Size]:
 def _at(patch: Patch, world: NDArray[np.float64]) -> NDArray[Any]:
     """Labels at places in the world, by the nearest voxel; 0 outside."""
     index = np.rint(world_to_index(patch.affine, world)).astype(np.int64)
-    inside = ((index >= 0) & (index < np.asarray(patch.array.shape))).all(axis=1)
-    there = np.zeros(len(world), np.asarray(patch.array[:1]).dtype)
+    inside = ((index >= 0) & (index < np.asarray(patch.array.shape[:3]))).all(axis=1)
+    there = np.zeros((len(world), *patch.array.shape[3:]), np.asarray(patch.array[:1]).dtype)
     k, j, i = index[inside].T
     there[inside] = patch.array[k, j, i]
     return there

@@ -6,23 +6,25 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_medai.core.contours import Contours
-from napari_medai.core.errors import MedaiError, ReadError, WriteError
+from napari_medai.core.errors import MedaiError, ReadError, UnsupportedFormatError, WriteError
 from napari_medai.core.geometry import Grid
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_format, readback
 from napari_medai.io import open as open_volume
-from napari_medai.io.agreement import Agreement, compare, same_image, share_inside, sizes
+from napari_medai.io.agreement import Agreement, compare, of_image, same_image, share_inside, sizes
 from napari_medai.io.readback import Labels
+from napari_medai.io.readback_images import files_of, verify_images
 
 if TYPE_CHECKING:
+    from napari_medai.io.dicom.references import References
     from napari_medai.io.dicom.write.source import Source
 
 Saved = Volume | Result | Contours
@@ -89,12 +91,13 @@ def verify(
     """Compare a written file with the scan it lies on, with another result, or with what was saved.
 
     Labels are read by two readers that share no code, and each label's count of voxels, centroid (mm) and Dice are
-    compared in patient space with what was saved; where that is not at hand, with one another.
+    compared in patient space with what was saved; where that is not at hand, with one another. Of images the place and
+    the values are compared.
 
     Parameters
     ----------
     result : path
-        A DICOM SEG, RTSTRUCT or SR, NIfTI, NRRD or a surface.
+        A DICOM SEG, RTSTRUCT, SR, Parametric Map or image, the folder of a derived series, NIfTI, NRRD or a surface.
     against : path or Volume, optional
         The scan, or another file of labels on the same scan.
     expected : Volume, Result or Contours, optional
@@ -113,8 +116,8 @@ def verify(
         A file cannot be read at all.
     """
     path = Path(result).expanduser()
-    if not path.is_file():
-        raise ReadError(f"{path.name} is no file that can be verified.")
+    if not path.is_file() and not (path.is_dir() and files_of(path)):
+        raise ReadError(f"{path.name} is neither a file that can be verified nor a folder of DICOM files.")
     report = _compare(path, expected)
     if against is None or report.skipped:
         return report
@@ -136,7 +139,7 @@ def check(what: Saved, path: Path, name: str = "") -> None:
     what : Volume, Result or Contours
         What was saved.
     path : Path
-        The file, perhaps under a temporary name.
+        The file, or the folder of a series, perhaps under a temporary name.
     name : str
         The name it will have.
 
@@ -158,7 +161,7 @@ def check(what: Saved, path: Path, name: str = "") -> None:
 @contextmanager
 def _under(path: Path, name: str) -> Iterator[Path]:
     """A file under another name in a folder of its own: readers look at suffixes, and at what lies beside."""
-    if path.name == name:
+    if path.name == name or path.is_dir():
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="medai-", dir=None) as folder:
@@ -186,15 +189,15 @@ def _compare(path: Path, expected: Saved | None) -> Report:
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_contours(path, expected)))
     image = _image_of(expected)
+    if _modality(path) not in ("", "SEG", "RTSTRUCT"):
+        return _compare_dicom_image(path, image)
     readers = _readers(path, None if image is None else image.grid)
     if not readers:
         return Report(path.name, skipped=f"{suffix or 'this format'} does not say where in the patient it lies")
     if isinstance(expected, Boxes | Scores):
         return Report(path.name, skipped="a table lies on no grid")
     if image is not None and not (isinstance(expected, Mask) or image.meta.get("is_labels")):
-        if image.is_rgb or "c" in image.axes or _modality(path):
-            return Report(path.name, skipped="only labels and images of one channel are compared")
-        rows = [(read(path).by, same_image(readback.of_volume(image), read(path))) for read in readers]
+        rows = [(found.by, same_image(of_image(image), found)) for found in (read(path) for read in readers)]
         return Report(path.name, checks=tuple(Check(f"image as read by {by}", not f, ", ".join(f)) for by, f in rows))
     if image is None:
         found = [read(path) for read in readers]
@@ -205,6 +208,13 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         truth, found = readback.of_volume(image, "memory", _names_of(expected)), [read(path) for read in readers]
     rows_of = tuple(row for labels in found for row in compare(truth, labels))
     return Report(path.name, rows_of, _names_kept(truth, found) if expected is not None else ())
+
+
+def _compare_dicom_image(path: Path, image: Volume | None) -> Report:
+    try:
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_images(path, image)))
+    except UnsupportedFormatError as error:
+        return Report(path.name, skipped=str(error))
 
 
 def _alike(found: list[Labels]) -> tuple[bool, str]:
@@ -241,18 +251,20 @@ def _names_of(expected: Saved | None) -> dict[int, str] | None:
 
 
 def _modality(path: Path) -> str:
-    """Of a DICOM file; empty for all else."""
+    """Of a DICOM file or of the first one in a folder, ``"OT"`` (other) if it does not say; empty for all else."""
     from napari_medai.io.dicom.references import references_of
 
-    with path.open("rb") as file:
+    lead = files_of(path)[0]
+    with lead.open("rb") as file:
         if file.read(132)[_DICM] != b"DICM":
             return ""
-    return references_of(path).modality
+    return references_of(lead).modality or "OT"
 
 
 def _own(path: Path) -> Labels:
     """The file as `medai.open` gives it."""
-    return readback.of_volume(open_volume(path), "napari-medai")
+    volume = open_volume(path)
+    return (readback.of_volume if volume.meta.get("is_labels") else of_image)(volume, "napari-medai")
 
 
 def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labels]]:
@@ -284,13 +296,36 @@ def _holds_labels(path: Path) -> bool:
 def _scan(path: Path, against: PathLike, series_uid: str) -> Volume:
     """The scan, by the series that the result refers to where there are several."""
     from napari_medai.io import list_series
-    from napari_medai.io.dicom.references import references_of
 
     if not series_uid and _modality(path):
-        wanted = references_of(path).series
+        refers = _references(path)
+        wanted = refers.series or _series_of(against, refers.instances)
         found = [s.uid for s in list_series(against) if s.uid.partition("#")[0] in wanted]
         series_uid = found[0] if len(found) == 1 else ""
     return open_volume(against, series_uid=series_uid)
+
+
+def _series_of(where: PathLike, instances: frozenset[str]) -> set[str]:
+    """The series that hold instances: derived images refer to instances alone."""
+    from napari_medai.io.dicom.series import scan
+
+    try:
+        return {s.uid for s in scan(where) if any(h.text("SOPInstanceUID") in instances for h in s.headers)}
+    except ReadError:
+        return set()
+
+
+def _references(path: Path) -> References:
+    """What a file, or all files of a folder together, refer to."""
+    from napari_medai.io.dicom.references import references_of
+
+    every = [references_of(file) for file in files_of(path)]
+    lead = every[0]
+    return replace(
+        lead,
+        series=lead.series.union(*(r.series for r in every)),
+        instances=lead.instances.union(*(r.instances for r in every)),
+    )
 
 
 def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) -> Iterator[Check]:
@@ -302,9 +337,9 @@ def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) 
             yield Check("inside the scan's field of view", share == 1, f"{share:.1%} of the voxels")
     if not _modality(path):
         return
-    from napari_medai.io.dicom.references import references_of, same_patient
+    from napari_medai.io.dicom.references import same_patient
 
-    refers = references_of(path)
+    refers = _references(path)
     own = str(scan.meta.get("frame_of_reference_uid", ""))
     # a report of planar regions has none of its own
     if refers.frame_of_reference_uid or (own and refers.modality != "SR"):
@@ -313,7 +348,7 @@ def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) 
     source = _source(scan)
     if source is None:
         return
-    same = same_patient(path, source.lead)
+    same = all(same_patient(file, source.lead) for file in files_of(path))
     yield Check("patient of the scan", same, "yes" if same else "no")
     there = {str(header.SOPInstanceUID) for header in source.datasets}
     missing = len(refers.instances - there) if refers.instances else 0

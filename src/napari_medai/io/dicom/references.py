@@ -11,6 +11,8 @@ from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 # What two objects of one patient share (PS3.3, C.7.1.1). The values are compared and forgotten.
 _IDENTITY = ("PatientID", "PatientName", "PatientBirthDate")
+# Objects that refer to nothing but what they were made of.
+_MADE = ("SEG", "RTSTRUCT", "SR")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ def references_of(path: Path) -> References:
                 ):
                     frames.add(str(element.value))
             series = _series(dataset)
+            if dataset.get("Modality") not in _MADE:
+                # a derived image keeps what its source refers to beside it: requests, localizers, other images
+                instances = _sources(dataset) or instances
     except BROKEN_FILE as error:
         raise ReadError(f"The references in {path.name} cannot be read: {type(error).__name__}.") from error
     frame = sorted(frames - {""})
@@ -87,6 +92,16 @@ def _dataset(path: Path) -> Any:
             return dcmread(path, stop_before_pixels=True, force=True)
     except (OSError, *BROKEN_FILE) as error:
         raise ReadError(f"{path.name} cannot be read as DICOM: {type(error).__name__}.") from error
+
+
+def _sources(dataset: Any) -> set[str]:
+    """UIDs of the instances that an image was derived from (PS3.3, C.7.6.1.1.4 and C.8.13.2)."""
+    found = set[str]()
+    for element in dataset.iterall():
+        if element.keyword in ("SourceImageSequence", "SourceImageEvidenceSequence"):
+            for item in element.value:
+                found |= {str(e.value) for e in item.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
+    return found
 
 
 def _series(dataset: Any) -> set[str]:

@@ -18,10 +18,11 @@ from napari_medai.core.errors import WriteError
 from napari_medai.core.volume import Volume
 from napari_medai.io.atomic import write_error
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
-from napari_medai.io.dicom.write.equipment import MAKER, RESEARCH, made_by, say_side, series_number
+from napari_medai.io.dicom.write.equipment import MAKER, RESEARCH, made_by, say_side, series_number, tell
 from napari_medai.io.dicom.write.placing import Placed, place, reference
 from napari_medai.io.dicom.write.quantise import Stored, stored
 from napari_medai.io.dicom.write.source import Source, SourcePlane
+from napari_medai.io.dicom.write.stale import OF_ACQUISITION, OF_STORED_VALUES, OF_WINDOW, forget
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
 # Kinds of image whose module definitions have no slope and intercept, or fix them at 1 and 0 (DX: PS3.3 C.8.11.3).
 _NO_RESCALE = ("DX", "MG", "IO", "PX", "XA", "RF", "US", "NM", "IVUS")
 _NOT_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SM", "SR")
-# What described the stored values of the source, and describes no longer what is stored here.
-_PIXEL_KEYWORDS = (
-    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
-    "RealWorldValueMappingSequence", "IconImageSequence", "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
-    "PaletteColorLookupTableUID", "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    "RescaleSlope", "RescaleIntercept", "DigitalSignaturesSequence", "MACParametersSequence",
-    "EncryptedAttributesSequence", "OriginalAttributesSequence", "ReferencedImageSequence", "SourceImageSequence",
-    "DerivationDescription", "DerivationCodeSequence",
-)  # fmt: skip
 # Functional groups that say what stored values mean, or how they are shown.
 _OF_VALUES = ("PixelValueTransformationSequence", "RealWorldValueMappingSequence", "FrameVOILUTSequence")
 
@@ -62,8 +51,8 @@ def save_derived(
     record : mapping, optional
         Of the result.
     check : bool
-        Open what was written before it takes its name, and refuse it if its voxels lie elsewhere or its values differ
-        by more than rounding.
+        Read what was written back by two readers before it takes its name, and refuse it if its voxels lie elsewhere
+        or its values differ by more than rounding; see `napari_medai.io.verify`.
 
     Returns
     -------
@@ -78,7 +67,7 @@ def save_derived(
     """
     from pydicom import dcmwrite
 
-    datasets, error = derived(volume, source, record)
+    datasets = derived(volume, source, record)
     if path.suffix and len(datasets) > 1:
         raise WriteError(
             f"{len(datasets)} slices make as many DICOM files; give the name of a folder, which has no suffix, in "
@@ -98,7 +87,9 @@ def save_derived(
                 temporary / f"{n:05}.dcm", dataset, enforce_file_format=True, implicit_vr=False, little_endian=True
             )
         if check:
-            _look(volume, temporary, path.name, error)
+            from napari_medai.io.verify import check as look
+
+            look(volume, temporary, path.name)
         if path.suffix:
             os.replace(temporary / "00001.dcm", target)
             temporary.rmdir()
@@ -114,24 +105,8 @@ def save_derived(
     return path
 
 
-def _look(volume: Volume, folder: Path, name: str, error: float) -> None:
-    """Refuse what does not open as the same voxels with the same values."""
-    from napari_medai.io.dicom.series import open_volume
-
-    opened = open_volume(folder)
-    if opened.units == "mm" and not opened.grid.same_place(volume.canonical().grid):
-        raise WriteError(f"{name} was not written: read back, its voxels lie elsewhere.")
-    expected = volume.canonical().numpy()
-    expected = expected[..., :3] if volume.is_rgb else expected
-    found = opened.numpy().reshape(expected.shape) if opened.array.size == expected.size else None
-    # beyond the rounding that was said, only that of float32
-    allowed = error + 1e-6 * float(np.abs(expected).max())
-    if found is None or np.abs(found.astype(np.float64) - expected).max() > allowed:
-        raise WriteError(f"{name} was not written: read back, its values are other ones.")
-
-
-def derived(volume: Volume, source: Source, record: Mapping[str, Any] | None = None) -> tuple[list[Dataset], float]:
-    """The data sets that `save_derived` writes, and the largest difference that rounding makes in them."""
+def derived(volume: Volume, source: Source, record: Mapping[str, Any] | None = None) -> list[Dataset]:
+    """The data sets that `save_derived` writes."""
     from pydicom.uid import generate_uid
 
     modality = str(source.lead.get("Modality", ""))
@@ -148,10 +123,11 @@ def derived(volume: Volume, source: Source, record: Mapping[str, Any] | None = N
         values = Stored(np.clip(np.rint(pixels[..., :3]), 0, 255).astype(np.uint8), error=0.5)
     else:
         values = stored(pixels, rescales=modality not in _NO_RESCALE, through_zero=modality == "PT")
+    tell(source)
     series = _Series(source, placed, values, dict(record or {}), generate_uid())
     with quietly():
         try:
-            return ([series.frames()] if source.is_multiframe else series.slices()), values.error
+            return [series.frames()] if source.is_multiframe else series.slices()
         except BROKEN_FILE as error:
             raise WriteError(
                 f"The headers of the scan do not allow a derived series ({type(error).__name__}); save it as .nii.gz."
@@ -196,18 +172,19 @@ class _Series:
         dataset.NumberOfFrames = len(planes)
         self._pixels(dataset, self.values.pixels)
         sources = [self._reference(SourcePlane(d, 0, None)) for d in self.source.datasets]
+        if "Enhanced" in dataset.SOPClassUID.keyword:
+            # these always are PRIMARY and monochrome (PS3.3 C.8.13.3.1, C.8.15.2.1)
+            dataset.ImageType = ["DERIVED", "PRIMARY", *dataset.ImageType[2:]]
+            forget(dataset, *OF_ACQUISITION)
+            if "PixelPresentation" in dataset:
+                dataset.PixelPresentation = "MONOCHROME"
         if "PerFrameFunctionalGroupsSequence" not in dataset:
             dataset.SourceImageSequence = sources
             self._rescale(dataset)
             if len(planes) != int(self.source.lead.get("NumberOfFrames", 1)):
                 raise WriteError("Only all frames of this multi-frame image can be saved together.")
             return dataset
-        # enhanced objects say all of this in their own words (PS3.3 C.8.13.3.1, C.8.15.2.1): always PRIMARY, monochrome
-        dataset.ImageType = ["DERIVED", "PRIMARY", *dataset.ImageType[2:]]
-        if "MRAcquisitionType" in dataset:  # of acquired images alone (C.8.13.4)
-            del dataset.MRAcquisitionType
-        if "PixelPresentation" in dataset:
-            dataset.PixelPresentation = "MONOCHROME"
+        # the frames say how they were derived
         del dataset.DerivationDescription, dataset.DerivationCodeSequence
         dataset.SourceImageEvidenceSequence = [self._evidence()]
         several = len(self.source.datasets) > 1
@@ -243,9 +220,7 @@ class _Series:
         dataset.remove_private_tags()
         for tag in [e.tag for e in dataset if 0x6000 <= e.tag.group < 0x6100]:  # overlays
             del dataset[tag]
-        for keyword in _PIXEL_KEYWORDS:
-            if keyword in dataset:
-                delattr(dataset, keyword)
+        forget(dataset, *OF_STORED_VALUES)
         kinds = [str(k) for k in np.atleast_1d(dataset.get("ImageType", [])) if str(k) != "MOSAIC"]
         dataset.ImageType = ["DERIVED", "SECONDARY", *kinds[2:]]
         dataset.SOPInstanceUID = generate_uid()
@@ -268,9 +243,7 @@ class _Series:
         size = pixels.dtype.itemsize * 8
         dataset.SamplesPerPixel = 3 if colour else 1
         if dataset.get("PhotometricInterpretation") == "MONOCHROME1":  # opened with bright as bright
-            for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation"):
-                if keyword in dataset:
-                    delattr(dataset, keyword)
+            forget(dataset, *OF_WINDOW)
             if "PresentationLUTShape" in dataset:
                 dataset.PresentationLUTShape = "IDENTITY"
         dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
@@ -302,9 +275,7 @@ class _Series:
         fields.ImageOrientationPatient = [_short(x) for x in placed.orientation]
         fields.PixelSpacing = [_short(x) for x in placed.spacing]
         fields.SliceThickness = _short(placed.step)
-        for keyword in ("SliceLocation", "GantryDetectorTilt"):
-            if keyword in fields:
-                delattr(fields, keyword)
+        forget(fields, "SliceLocation", "GantryDetectorTilt")
         if "SpacingBetweenSlices" in fields:
             fields.SpacingBetweenSlices = _short(placed.step)
 
@@ -312,9 +283,7 @@ class _Series:
         from pydicom import Dataset
 
         _mark(group)
-        for keyword in _OF_VALUES:
-            if keyword in group:
-                delattr(group, keyword)
+        forget(group, *_OF_VALUES)
         group.remove_private_tags()
         item = Dataset()
         item.RescaleSlope, item.RescaleIntercept = _short(self.values.slope), _short(self.values.intercept)
