@@ -107,6 +107,8 @@ def mosaic_findings(headers: Iterable[Header], protocol: bool = False) -> list[s
         As in `mosaic_of`.
     """
     for header in headers:
+        if header.shared is not None and "frame" in header.shared:
+            continue  # like a slice that was no mosaic
         found = mosaic_of(header)
         if found is not None and found.off_mm:
             if protocol:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,16 @@ class _Group:
 
     def __init__(self, frames: Sequence[Frame], numbers: Sequence[int], when: Sequence[float] | None = None) -> None:
         self.frames, self.numbers = list(frames), list(numbers)
-        self.when = list(clock(frames) if when is None else when)
+        self._when = when
         self.by_place: dict[int, list[int]] = {}
         for n, place in enumerate(self.numbers):
             self.by_place.setdefault(place, []).append(n)
         self.most = max(map(len, self.by_place.values()))
+
+    @cached_property
+    def when(self) -> list[float]:
+        # most groups have one plane at each place, and nobody asks
+        return list(clock(self.frames) if self._when is None else self._when)
 
     def part(self, members: Sequence[int]) -> _Group:
         return _Group(
