@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from napari_medai.io.dicom.write.source import Source
 if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
     from pydicom import Dataset
+
+_log = logging.getLogger(__name__)
 
 MAKER = "napari-medai"
 RESEARCH = "Research use only; not a medical device."
@@ -99,6 +102,7 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 def finish(dataset: Dataset, source: Source, title: str) -> None:
     """Names of the patient and physician, description of the series, and what DICOM wants even where it is empty."""
+    tell(source)
     dataset.PatientName = source.lead.PatientName
     dataset.ReferringPhysicianName = source.lead.ReferringPhysicianName
     if "FrameOfReferenceUID" not in dataset:  # then the image says how the patient lies in it (PS3.3 C.7.6.1.1.1)
@@ -109,6 +113,12 @@ def finish(dataset: Dataset, source: Source, title: str) -> None:
         dataset.BodyPartExamined = body
     if "ContentLabel" in dataset and "ContentCreatorName" not in dataset:
         dataset.ContentCreatorName = ""
+
+
+def tell(source: Source) -> None:
+    """Log what of the scan's headers was not valid and is written otherwise; nothing of its values."""
+    for note in source.notes:
+        _log.warning(note)
 
 
 def say_side(dataset: Dataset, source: Source) -> None:

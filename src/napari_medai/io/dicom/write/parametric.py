@@ -13,7 +13,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.atomic import written
 from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.equipment import RESEARCH, equipment, finish, made_by, say_side
-from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer
+from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer, refuse_series
 from napari_medai.io.dicom.write.source import Source
 
 if TYPE_CHECKING:
@@ -56,11 +56,17 @@ def parametric_map(heat: Volume, source: Source, record: Mapping[str, Any] | Non
     from pydicom.sr.codedict import codes
 
     record = dict(record or {})
+    refuse_series(heat, "a parametric map")
     if "t" in heat.axes or heat.is_rgb:
         raise WriteError(f"A parametric map holds one image; this one has the axes {heat.axes}.")
     placed = place(heat, source)
     if placed.positions is None and placed.volume.size("z") > 1:
         raise WriteError("The scan's slices have no positions, so that no parametric map can be placed on them.")
+    if placed.positions is None:
+        # so it is defined for images in the patient alone (PS3.3 A.75.3)
+        raise WriteError(
+            "The scan does not say where it lies in the patient, which a parametric map has to; save it as .nii.gz."
+        )
     pixels = np.ascontiguousarray(placed.volume.numpy(), dtype=np.float32)
     if not np.isfinite(pixels).all():
         raise WriteError("The heat holds values that are not finite; nothing was saved.")

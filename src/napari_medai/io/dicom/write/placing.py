@@ -121,6 +121,28 @@ def place(volume: Volume, source: Source) -> Placed:
     )
 
 
+def refuse_series(volume: Volume, holder: str) -> None:
+    """Refuse images along t, where segments that overlap are none.
+
+    Parameters
+    ----------
+    volume : Volume
+        Labels or heat.
+    holder : str
+        What holds one image only, with its article.
+
+    Raises
+    ------
+    WriteError
+        There are several.
+    """
+    if "t" in volume.axes and dict(volume.meta.get("axis_t") or {}).get("name") != "segment":
+        raise WriteError(
+            f"These are {volume.size('t')} images along t, and {holder} holds one. Take the one you need with "
+            "take('t', n) in Python, or save all of them as .nii.gz."
+        )
+
+
 def header_like(source: Source, placed: Placed) -> Dataset:
     """A header of one plane at the place of the result, with patient, study and frame of reference of the scan.
 
@@ -143,8 +165,7 @@ def header_like(source: Source, placed: Placed) -> Dataset:
     for keyword in ("NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID"):
         if keyword in header:
             delattr(header, keyword)
-    # highdicom warns of names with one component, and shows them; `finish` puts them in
-    header.PatientName = header.ReferringPhysicianName = ""
+    nameless(header)
     header.SOPClassUID = SecondaryCaptureImageStorage  # of one frame, whatever the scan is
     header.Rows, header.Columns = placed.volume.spatial_shape[-2:]
     if placed.positions is not None:
@@ -157,6 +178,12 @@ def header_like(source: Source, placed: Placed) -> Dataset:
         header.SliceThickness = header.SpacingBetweenSlices = placed.step
     if "SeriesInstanceUID" not in header:
         header.SeriesInstanceUID = generate_uid()
+    return header
+
+
+def nameless(header: Dataset) -> Dataset:
+    """A header without names of persons, of which highdicom warns, and shows them; `finish` puts them in."""
+    header.PatientName = header.ReferringPhysicianName = ""
     return header
 
 

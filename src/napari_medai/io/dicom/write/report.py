@@ -23,8 +23,11 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.agreement import Size, sizes
 from napari_medai.io.atomic import written
 from napari_medai.io.contours import outlines
+from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.codes import coded
 from napari_medai.io.dicom.write.equipment import MAKER, equipment, finish
+from napari_medai.io.dicom.write.library import evident, library
+from napari_medai.io.dicom.write.placing import refuse_series
 from napari_medai.io.dicom.write.reported import reported
 from napari_medai.io.dicom.write.source import Source, source_of
 from napari_medai.io.readback import of_volume
@@ -67,7 +70,11 @@ def save_table(what: Content, path: Path, *, against: Any = None, segmentation: 
     else:  # the grid tells the series of a folder apart
         place = Volume(np.broadcast_to(np.uint8(0), what.grid.shape), "zyx", what.grid.affine, what.grid.units)
     source = source_of(place, against)
-    dataset = report(what, source, segmentation)
+    try:
+        dataset = report(what, source, segmentation)
+    except BROKEN_FILE as error:
+        why = f"The headers of the scan do not allow a DICOM report ({type(error).__name__}); save as .csv or .json."
+        raise WriteError(why) from error
     with written(path) as file:
         dataset.save_as(file, enforce_file_format=True)
 
@@ -109,10 +116,10 @@ def report(what: Content, source: Source, segmentation: Path | str | None = None
         procedures.get(modality, codes.SCT.ImagingProcedure),
         groups,
         codes.DCM.ImagingMeasurementReport,
-        referenced_images=list(source.datasets),
+        referenced_images=library(source),
     )
     made = equipment(source, "report")
-    evidence = [*source.datasets, *([segments] if segments is not None else [])]
+    evidence = [evident(header) for header in (*source.datasets, *([] if segments is None else [segments]))]
     kept = ("series_instance_uid", "series_number", "sop_instance_uid", "instance_number", "manufacturer")
     dataset = Comprehensive3DSR(evidence, content[0], is_complete=True, **{key: made[key] for key in kept})
     dataset.ManufacturerModelName = MAKER
@@ -136,9 +143,10 @@ def _regions(mask: Mask, source: Source, segments: Dataset | None) -> Iterator[A
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
 
-    labels = mask.labels
-    if "t" in labels.axes:
-        raise WriteError("These labels form a series along t; report labels.take('t', n) for the ones you need.")
+    refuse_series(mask.labels, "a report")
+    if "t" in mask.labels.axes:
+        raise WriteError("Segments that overlap are reported one by one: labels.take('t', n), n from 0.")
+    labels = mask.labels if segments is not None else source.on_own_voxels(mask.labels)
     if segments is None and not source.shares_grid(labels):
         raise WriteError(
             "These labels do not lie on the scan's own voxels, so that no outline can be drawn on its images. Save "
@@ -251,6 +259,11 @@ def _detections(boxes: Boxes, source: Source) -> Iterator[Any]:
     )
     from pydicom.sr.codedict import codes
 
+    if boxes.ndim == 3 and not source.frame_of_reference_uid:
+        raise WriteError(
+            "The scan's headers have no Frame of Reference UID, and ellipsoids lie in the space that it names; save "
+            "as .csv or .json."
+        )
     series = SourceSeriesForSegmentation(source.series_uid)
     for n in range(len(boxes)):
         common = _common(boxes.labels[n], boxes.provenance, f"{boxes.labels[n]} {n + 1}")

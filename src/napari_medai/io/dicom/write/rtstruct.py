@@ -18,6 +18,7 @@ from napari_medai.io.atomic import written
 from napari_medai.io.contours import trace
 from napari_medai.io.dicom.rtstruct import STORAGE
 from napari_medai.io.dicom.write.equipment import MAKER, RESEARCH, finish, series_number
+from napari_medai.io.dicom.write.placing import refuse_series
 from napari_medai.io.dicom.write.source import Source, source_of
 
 if TYPE_CHECKING:
@@ -105,12 +106,15 @@ def structure_set(what: Volume | Contours, source: Source, record: Mapping[str, 
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     kept = dict(record or {})
-    regions = list(what.regions) if isinstance(what, Contours) else _traced(what, source, kept)
     frame = source.frame_of_reference_uid
     if not frame:
-        raise WriteError("The scan has no frame of reference, and contours are points in one; save as .nii.gz.")
+        raise WriteError(
+            "The scan's headers have no Frame of Reference UID, and contours are points in the space that it names. "
+            "Save labels as .dcm, which refers to the images themselves, as .seg.nrrd or as .nii.gz."
+        )
     if isinstance(what, Contours) and what.frame_of_reference_uid not in ("", frame):
         raise WriteError("The contours belong to another frame of reference than the scan; give the scan they lie on.")
+    regions = list(what.regions) if isinstance(what, Contours) else _traced(what, source, kept)
     if not regions:
         raise WriteError("There is no region to write: no voxel is labelled.")
     dataset = Dataset()
@@ -147,9 +151,8 @@ def structure_set(what: Volume | Contours, source: Source, record: Mapping[str, 
 
 def _traced(labels: Volume, source: Source, record: Mapping[str, Any]) -> list[Region]:
     """The outlines of labels on the slices of the scan, each with the instance it lies on."""
-    stacked = dict(labels.meta.get("axis_t") or {}).get("name") == "segment"
-    if "t" in labels.axes and not stacked:
-        raise WriteError("These labels are a series in time, and a structure set holds one; save labels.take('t', n).")
+    refuse_series(labels, "a structure set")
+    labels = source.on_own_voxels(labels)
     if not source.shares_grid(labels):
         raise WriteError(
             "These labels do not lie on the scan's own voxels; contours are drawn on its slices. Resample the labels "

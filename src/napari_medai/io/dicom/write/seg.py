@@ -17,7 +17,7 @@ from napari_medai.io.atomic import written
 from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.codes import coded
 from napari_medai.io.dicom.write.equipment import RESEARCH, algorithm, equipment, finish, made_by
-from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer
+from napari_medai.io.dicom.write.placing import geometry_of, header_like, place, refer, refuse_series
 from napari_medai.io.dicom.write.source import Source
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ def segmentation(
     record = dict(record or {})
     axis: Mapping[str, Any] = labels.meta.get("axis_t") or {}
     stacked = "t" in labels.axes and axis.get("name") == "segment"
-    if "t" in labels.axes and not stacked:
-        raise WriteError(
-            f"These labels are a series of {labels.size('t')} images along t, and a DICOM segmentation holds one; save "
-            "labels.take('t', n) for the ones you need, or all of them as .nii.gz."
-        )
+    refuse_series(labels, "a DICOM segmentation")
     placed = place(labels, source)
     if placed.positions is None and placed.volume.size("z") > 1:
         raise WriteError("The scan's slices have no positions, so that no DICOM segmentation can be placed on them.")

@@ -1,7 +1,7 @@
 """The DICOM instances that an image was opened from.
 
-This is the only place where the identity of a patient is read: it is copied into objects of the same patient, and
-goes nowhere else. Nothing here prints it, logs it or puts it into a name.
+Only here and in `header`, which this calls, is the identity of a patient read: it is copied into objects of the same
+patient, and goes nowhere else. Nothing here prints it, logs it or puts it into a name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_medai.core.errors import MedaiError, SeriesChoiceError, WriteError
-from napari_medai.core.geometry import SAME_PLACE_MM, Reorientation, canonical_reorientation
+from napari_medai.core.geometry import SAME_PLACE_MM, Grid, Reorientation, canonical_reorientation
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.frames import Place
-from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.io.dicom.series import Image, scan
+from napari_medai.io.dicom.write.header import read
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -33,11 +33,6 @@ _NO_SOURCE = (
     "This result does not say which DICOM series it lies on, and a DICOM object has to: open the DICOM series "
     "itself, or give it with --against (against=… in Python)."
 )
-# Type 2 attributes of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): they may be empty, but not absent.
-_MAY_BE_EMPTY = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
-    "StudyID", "AccessionNumber",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +67,14 @@ class Source:
         or flipped; see `in_stack_order`. None is a missing slice.
     reorientation : Reorientation
         From the axes of the stack to those of ``volume``.
+    notes : tuple of str
+        What of the headers was not valid and is written otherwise; nothing of the values.
     """
 
     volume: Volume
     planes: tuple[tuple[SourcePlane | None, ...], ...] = field(repr=False)
     reorientation: Reorientation
+    notes: tuple[str, ...] = ()
 
     @property
     def series_uid(self) -> str:
@@ -114,6 +112,28 @@ class Source:
     def shares_grid(self, volume: Volume) -> bool:
         """Whether the voxels of a volume are the voxels of the scan."""
         return volume.ndim_spatial == self.volume.ndim_spatial and volume.grid.same_place(self.volume.grid)
+
+    def on_own_voxels(self, labels: Volume) -> Volume:
+        """Labels that lie on some of the scan's voxels, on all of them; other labels are returned as they are.
+
+        A segmentation that was opened holds the slices that are not empty; nothing is resampled.
+        """
+        if self.shares_grid(labels) or labels.units != self.volume.units or labels.ndim_spatial != 3:
+            return labels
+        if self.volume.ndim_spatial != 3 or not set(labels.axes) <= set("tzyx"):
+            return labels
+        matrix = np.linalg.solve(self.volume.affine, labels.affine)
+        first = np.rint(matrix[:3, 3]).astype(int)
+        last = first + labels.spatial_shape
+        affine = self.volume.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ first
+        there = Grid(labels.grid.shape, affine, labels.units)
+        if (first < 0).any() or (last > self.volume.spatial_shape).any() or not labels.grid.same_place(there):
+            return labels
+        array = np.zeros((*labels.shape[:-3], *self.volume.spatial_shape), labels.dtype)
+        (z, y, x), (z_end, y_end, x_end) = first, last
+        array[..., z:z_end, y:y_end, x:x_end] = labels.numpy()
+        return labels.replace(array=array, affine=self.volume.affine)
 
     def plane_at(self, position: Iterable[float], t: int = 0) -> SourcePlane | None:
         """The plane whose first pixel has its centre at a position, (x, y, z) in mm, LPS; None if there is none."""
@@ -192,17 +212,20 @@ def _fitting(images: list[Image], volume: Volume) -> list[Image]:
 def _source(image: Image, where: str) -> Source:
     stack: Stack = image.stack
     datasets: dict[str, Dataset] = {}
+    notes: dict[str, None] = {}
     for frame in stack.frames:
         path = frame.header.path
         if path not in datasets:
-            datasets[path] = _header(path)
+            datasets[path], found = read(path)
+            notes.update(dict.fromkeys(found))
+    several = {path for path, header in datasets.items() if _has_frames(header)}
     planes = tuple(
         tuple(
             None
             if frame is None
             else SourcePlane(
                 datasets[frame.header.path],
-                frame.index + 1 if "NumberOfFrames" in datasets[frame.header.path] else 0,
+                frame.index + 1 if frame.header.path in several else 0,
                 frame.place,
             )
             for frame in row
@@ -211,27 +234,10 @@ def _source(image: Image, where: str) -> Source:
     )
     stored = image.volume(where)
     same = Reorientation((0, 1, 2), (False, False, False))
-    return Source(stored.canonical(), planes, canonical_reorientation(stack.affine) if stack.has_depth else same)
+    turn = canonical_reorientation(stack.affine) if stack.has_depth else same
+    return Source(stored.canonical(), planes, turn, tuple(notes))
 
 
-def _header(path: str) -> Dataset:
-    from pydicom import dcmread
-
-    name = os.path.basename(path)
-    try:
-        with quietly():
-            dataset = dcmread(path, stop_before_pixels=True, force=True)
-            dataset.decode()
-            for keyword in _MAY_BE_EMPTY:
-                if keyword not in dataset:
-                    setattr(dataset, keyword, "")
-            missing = [k for k in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID") if not dataset.get(k)]
-    except OSError as error:
-        raise WriteError(f"{name} cannot be read again: {error.strerror or error}.") from error
-    except BROKEN_FILE as error:
-        raise WriteError(f"The header of {name} cannot be read ({type(error).__name__}).") from error
-    if missing:
-        raise WriteError(
-            f"{name} has no {', '.join(missing)}: nothing in DICOM can refer to it. Save as .nii.gz instead."
-        )
-    return dataset
+def _has_frames(header: Dataset) -> bool:
+    """Whether references name frames; a class of single frames may say that it has one (PS3.3 C.7.6.6)."""
+    return "PerFrameFunctionalGroupsSequence" in header or int(header.get("NumberOfFrames") or 1) > 1
