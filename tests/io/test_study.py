@@ -14,10 +14,12 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from napari_medai.core.contours import Contour, Contours, Region
 from napari_medai.core.errors import NoImagesError, ReadError
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io import open as open_image
+from napari_medai.io import save
 from napari_medai.io.study import identity, list_studies, studies
 from napari_medai.io.thumbnail import thumbnail
 
@@ -45,6 +47,17 @@ def write(folder: Path, series: str, count: int = 3, *, study_uid: str = "1.9", 
             setattr(ds, keyword, value)
         ds.save_as(folder / f"{series}_{n}", enforce_file_format=True)
     return folder
+
+
+def drawn_on(folder: Path, path: Path) -> None:
+    """A structure set with one region on the slice at 0 mm, and two on that at 2 mm."""
+
+    def square(z: float, x: float) -> Contour:
+        return Contour(np.array([(z, 0, x), (z, 0, x + 1), (z, 1, x + 1), (z, 1, x)], float))
+
+    path.parent.mkdir(exist_ok=True)
+    left = Region(1, "left", (square(0, 0), square(2, 0)), (1.0, 0.0, 0.0))
+    save(Contours((left, Region(2, "right", (square(2, 2),), (0.0, 0.0, 1.0))), source=str(folder)), path)
 
 
 class TestListing:
@@ -164,6 +177,46 @@ class TestListing:
         assert identity(found.studies[0].file).name == "Doe, Jane"
         assert len(found.findings) == 1
         assert "neither DICOM nor NIfTI" in found.findings[0]
+
+    def test_structure_sets_stand_with_the_study_that_they_were_drawn_on(self, tmp_path):
+        drawn_on(write(tmp_path / "a", "1.1", FrameOfReferenceUID="1.7"), tmp_path / "rt" / "a.rtstruct.dcm")
+        found = list_studies(tmp_path)
+        (study,) = found.studies
+        assert (found.findings, found.unread) == ((), 0)
+        scan, structures = study.series
+        assert (scan.info.modality, scan.regions, scan.findings) == ("CT", None, ())
+        assert (structures.info.modality, structures.info.files, structures.regions) == ("RTSTRUCT", 1, 2)
+        assert (structures.findings, structures.is_dicom) == ((), False)
+        volume = open_image(structures.path, series_uid=structures.series_uid)
+        assert volume.meta["label_names"] == {1: "left", 2: "right"}
+        assert len(list_studies(tmp_path / "rt").with_more(found).series) == 2
+
+    def test_a_structure_set_beside_one_series_is_nothing_unusual(self, tmp_path):
+        drawn_on(write(tmp_path / "a", "1.1", FrameOfReferenceUID="1.7"), tmp_path / "a" / "a.rtstruct.dcm")
+        assert [one.findings for one in list_studies(tmp_path / "a").series] == [(), ()]
+        assert open_image(tmp_path / "a").meta["findings"] == ()
+
+    def test_a_structure_set_in_an_archive(self, tmp_path):
+        drawn_on(write(tmp_path / "a", "1.1", FrameOfReferenceUID="1.7"), tmp_path / "a" / "a.rtstruct.dcm")
+        with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+            for file in sorted((tmp_path / "a").iterdir()):
+                archive.write(file, file.name)
+        (one,) = (one for one in list_studies(tmp_path / "study.zip").series if one.regions is not None)
+        assert one.path == str(tmp_path / "study.zip")
+        assert open_image(one.path, series_uid=one.series_uid).meta["is_labels"]
+
+    def test_a_structure_set_is_drawn_by_the_slice_with_most_regions(self, tmp_path):
+        drawn_on(write(tmp_path / "a", "1.1", FrameOfReferenceUID="1.7"), tmp_path / "a" / "a.rtstruct.dcm")
+        (one,) = (one for one in list_studies(tmp_path / "a").series if one.regions is not None)
+        picture = thumbnail(one.image)
+        wide = picture.shape[1]
+        assert wide == 96
+        # regions of 1 x 1 mm, one at the left edge and one at the right, with 1 mm between them
+        assert picture.shape[0] == pytest.approx(96 / 3, abs=4)
+        middle = picture[picture.shape[0] // 2]
+        assert middle[wide // 6].tolist() == [255, 0, 0]
+        assert middle[wide // 2].tolist() == [0, 0, 0]
+        assert middle[wide * 5 // 6].tolist() == [0, 0, 255]
 
     def test_can_be_stopped(self, tmp_path):
         class Stop(Progress):

@@ -19,6 +19,8 @@ from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QColor, QDragEnterEvent, QDropEvent, QPixmap
 from qtpy.QtWidgets import QApplication, QTreeWidgetItem
 
+from napari_medai.core.contours import Contour, Contours, Region
+from napari_medai.io import save
 from napari_medai.ui import browser as browser_module
 from napari_medai.ui.browser_rows import MIME, Colors, pixmap_of, row_of
 
@@ -154,6 +156,31 @@ def test_enter_opens_all_that_is_selected_in_order_and_in_one_space(browser, vie
     assert [layer.name for layer in viewer.layers] == ["1_Chest", "2_Head"]
     ways = [layer.metadata["medai"]["to_world"] for layer in viewer.layers]
     np.testing.assert_allclose(ways[0], ways[1])
+
+
+def test_a_structure_set_is_listed_drawn_and_opened(browser, viewer, tmp_path, qtbot):
+    square = np.array([(2, 0, 0), (2, 0, 1.5), (2, 1, 1.5), (2, 1, 0)], float)
+    scan = write(tmp_path / "study", "1.1")
+    (tmp_path / "study" / "rt").mkdir()
+    path = save(
+        Contours((Region(1, "node", (Contour(square),)),), source=str(scan)),
+        tmp_path / "study" / "rt" / "a.rtstruct.dcm",
+    )
+    listed(browser, tmp_path / "study")
+    assert browser.status.text() == "1 patient, 1 study, 2 series"
+    row = next(i for i in items(browser) if row_of(i).series and row_of(i).series.path == str(path))
+    assert row.text(0).startswith("RTSTRUCT, ")
+    assert row.text(0).endswith(", 1 region, 1 file")
+    assert "1 region, 1 file" in row.toolTip(0)
+    until(lambda: row_of(row).thumbnail is not None)
+    assert not row_of(row).thumbnail.isNull()
+    row.setSelected(True)
+    assert "Open repaired (tilt, missing slices)" not in [action.text() for action in browser.menu().actions()]
+    double_click(qtbot, browser, row_of(row).series.series_uid)
+    until(lambda: len(viewer.layers) == 1)
+    settled(browser)
+    assert viewer.layers[0].metadata["medai"]["volume"].meta["label_names"] == {1: "node"}
+    assert np.asarray(viewer.layers[0].data).max() == 1
 
 
 def test_enter_folds_patients(browser, study, qtbot):

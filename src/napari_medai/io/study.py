@@ -17,11 +17,13 @@ from napari_medai.core.stage import Cancelled, Part, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of, unpacked
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.headers import NotDicomError, read_header, read_headers
+from napari_medai.io.dicom.headers import Header, NotDicomError, read_header, read_headers
 from napari_medai.io.dicom.pixels import what_it_is
+from napari_medai.io.dicom.rtstruct import is_structure_set, structure_info
 from napari_medai.io.dicom.series import Image, Series, clean, scan
 from napari_medai.io.patient import Identity, identity, patient_key
 from napari_medai.io.single import series_of
+from napari_medai.io.structures import Outlines, count_regions
 
 __all__ = ["Identity", "Listing", "Study", "StudySeries", "identity", "list_studies", "studies"]
 
@@ -61,6 +63,8 @@ class StudySeries:
         The first of its files and the frame in it, from 0.
     image : Openable
         The image itself, for its thumbnail.
+    regions : int or None
+        How many regions a structure set names; None for images. A structure set has no axes and no size.
     """
 
     info: SeriesInfo
@@ -72,6 +76,7 @@ class StudySeries:
     file: str
     frame: int
     image: Openable = field(repr=False)
+    regions: int | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -175,6 +180,8 @@ def studies(path: PathLike, progress: Progress | None = None) -> list[Study]:
 def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
     """What lies in a folder and below, in a DICOMDIR or archive, or in a file and beside it: DICOM and NIfTI.
 
+    Structure sets are listed like images.
+
     Only headers are read. What cannot be read is a finding, never an error.
 
     Parameters
@@ -224,11 +231,18 @@ def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
     nifti, failed = _nifti(place, [file for file in rest if _is_nifti(Path(file))], progress)
     series += [("", "", "", one) for one in nifti]
     findings += failed
-    if problem and not nifti:
+    headers, broken = read_headers([file for file in rest if not _is_nifti(Path(file))])
+    structures = [header for header in headers if is_structure_set(header)]
+    for header in structures:
+        study, description = header.text("StudyInstanceUID"), clean(header.text("StudyDescription"))
+        series.append((patient_key(header.path, study), study, description, _structures(header, place)))
+    if problem and not nifti and not structures:
         findings.append(problem)
-    done = {one.file for one in nifti}
+    done = {one.file for one in nifti} | {header.path for header in structures}
     rest = [f for f in rest if f not in done and not (f.lower().endswith(".img") and f"{f[:-4]}.hdr" in done)]
-    findings += _what_else([file for file in rest if not _is_nifti(Path(file))], bool(problem))
+    others = [header for header in headers if header.path not in done]
+    foreign = sum(not _is_nifti(Path(file)) for file in rest) - len(others) - len(broken)
+    findings += _what_else(others, broken, foreign, bool(problem))
     return Listing(_studies(series), tuple(place.told(text) for text in findings), len(rest))
 
 
@@ -328,14 +342,18 @@ def _listed(image: Image, place: _Place, beside: set[str]) -> StudySeries:
     )
 
 
-def _what_else(paths: Sequence[str], said: bool) -> list[str]:
+def _structures(header: Header, place: _Place) -> StudySeries:
+    """A structure set, by its own file; in an archive by its series."""
+    packed = place.path != place.folder
+    path, uid = (os.fspath(place.path), header.text("SeriesInstanceUID")) if packed else (header.path, "")
+    outlines, regions = Outlines(header.path), count_regions(header.path)
+    return StudySeries(structure_info(header), "", "mm", (), path, uid, header.path, 0, outlines, regions)
+
+
+def _what_else(headers: Sequence[Header], broken: Sequence[ReadError], others: int, said: bool) -> list[str]:
     """Sentences on files that are neither of a series that is listed nor NIfTI."""
-    if not paths:
-        return []
-    headers, broken = read_headers(paths)
     plain = Counter(what_it_is(h) for h in headers if not h.pixel_keyword and not is_dicomdir(h))
     left = sum(1 for h in headers if h.pixel_keyword)
-    others = len(paths) - len(headers) - len(broken)
     found = [_count(n, "holds no pixels", "hold no pixels") + f" ({kind})." for kind, n in sorted(plain.items())]
     if left and not said:
         found.append(_count(left, "holds pixels", "hold pixels") + " that cannot be opened.")

@@ -352,7 +352,7 @@ class _Drawn(QStyledItemDelegate):
         first = self._badge(painter, text, series.info.modality, option)
         self._line(painter, first, say.title_of(series), say.files_of(series), bold=True, font=option.font)
         text.translate(0, step)
-        self._line(painter, text, f"{say.size_of(series)} · {say.spacing_of(series)}", "", dim=True, font=option.font)
+        self._line(painter, text, say.extent_of(series), "", dim=True, font=option.font)
         if series.findings:
             text.translate(0, step)
             more = f"+{len(series.findings) - 1}" if len(series.findings) > 1 else ""

@@ -17,7 +17,9 @@ def title_of(series: StudySeries) -> str:
 
 
 def size_of(series: StudySeries) -> str:
-    """Size along x, y, z and t, as radiologists say it, then channels and colour."""
+    """Size along x, y, z and t, as radiologists say it, then channels and colour; of a structure set its regions."""
+    if series.regions is not None:
+        return counted(series.regions, "region")
     sizes = dict(zip(series.axes, series.info.shape, strict=False))
     text = _TIMES.join(str(sizes[axis]) for axis in "xyzt" if axis in sizes)
     if sizes.get("c", 1) > 1:
@@ -26,11 +28,18 @@ def size_of(series: StudySeries) -> str:
 
 
 def spacing_of(series: StudySeries) -> str:
-    """Spacing along x, y and z with its unit."""
+    """Spacing along x, y and z with its unit; of a structure set nothing."""
+    if series.regions is not None:
+        return ""
     if series.units == "pixel":
         return "spacing unknown"
     factor, unit = (1e3, "µm") if series.units == "um" else (1.0, "mm")
     return _TIMES.join(f"{step * factor:.3g}" for step in reversed(series.info.spacing_mm)) + f" {unit}"
+
+
+def extent_of(series: StudySeries) -> str:
+    """Size and spacing."""
+    return " · ".join(part for part in (size_of(series), spacing_of(series)) if part)
 
 
 def files_of(series: StudySeries) -> str:
@@ -55,7 +64,8 @@ def series_tip(series: StudySeries) -> str:
     """All of it with every finding, as a tooltip (HTML)."""
     lines = [
         f"<b>{escape(series.info.modality)} {escape(title_of(series))}</b>",
-        f"{size_of(series)} voxels, {escape(spacing_of(series))}, {files_of(series)}",
+        f"{size_of(series)}{', ' if series.regions is not None else f' voxels, {escape(spacing_of(series))}, '}"
+        f"{files_of(series)}",
         *(f"&#9888; {escape(finding)}" for finding in series.findings),
         "<i>Double-click, press Enter or drag onto the canvas to open.</i>",
     ]

@@ -157,25 +157,23 @@ def _series(
         groups.setdefault(header.text("SeriesInstanceUID") or _made_up(header), []).append(header)
     found = [Series(uid, group) for uid, group in groups.items()]
     beside = [f"{len(failed)} files beside it cannot be read."] if failed else []
-    if others:
-        beside.append(f"{len(others)} files beside it hold no pixels (e.g. {what_it_is(others[0])}).")
+    left = [header for header in others if not is_structure_set(header)]  # which are listed themselves
+    if left:
+        beside.append(f"{len(left)} files beside it hold no pixels (e.g. {what_it_is(left[0])}).")
     for series in found:
         series.findings += beside
         series.beside = others
     found.sort(key=lambda s: (s.headers[0].integer("SeriesNumber", 1 << 31), s.uid))
-    return Survey(found, (*notes, *_not_read(paths, headers, failed, others)))
+    return Survey(found, (*notes, *_not_read(len(paths) - len(headers) - len(failed), failed, left)))
 
 
-def _not_read(
-    paths: Sequence[str], headers: Sequence[Header], failed: Sequence[ReadError], others: Sequence[Header]
-) -> list[str]:
+def _not_read(foreign: int, failed: Sequence[ReadError], others: Sequence[Header]) -> list[str]:
     """What of a place is in no series."""
     notes = [f"{len(failed)} DICOM files cannot be read; the first: {failed[0]}"] if failed else []
     kinds = Counter(what_it_is(header) for header in others)
     if kinds:
         listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         notes.append(f"{len(others)} DICOM files hold no pixels ({listing}).")
-    foreign = len(paths) - len(headers) - len(failed)
     return [*notes, f"{foreign} other files were not read (not DICOM)."] if foreign else notes
 
 
