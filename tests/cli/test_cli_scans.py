@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -13,6 +16,9 @@ from pydicom.uid import BasicTextSRStorage
 from typer.testing import CliRunner
 
 from napari_medai.cli import app
+from napari_medai.core.contours import Contour, Contours, Region
+from napari_medai.io import list_series, save
+from napari_medai.io.dicom import headers, rtstruct, series
 from tests.io.dicom.conftest import dataset
 
 RUN = CliRunner()
@@ -66,6 +72,60 @@ def test_options_of_dicom_alone(disc: Path, tmp_path: Path) -> None:
     ):
         result = RUN.invoke(app, words)
         assert result.exit_code != 0
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many headers each reading of a place asked for."""
+    counts: list[int] = []
+    reader = headers.read_headers
+
+    def counted(paths: Sequence[str], *others: Any) -> Any:
+        counts.append(len(paths))
+        return reader(paths, *others)
+
+    for module in (series, rtstruct):
+        monkeypatch.setattr(module, "read_headers", counted)
+    return counts
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Three series of two slices in one folder."""
+    for n in range(6):
+        uids = {"StudyInstanceUID": "1.9", "SeriesInstanceUID": f"1.2.{n % 3}", "FrameOfReferenceUID": "1.7"}
+        ds = dataset(np.full((4, 6), n, np.uint16), ImagePositionPatient=[0, 0, n], **uids)
+        (tmp_path / "several").mkdir(exist_ok=True)
+        ds.save_as(tmp_path / "several" / f"{n}", enforce_file_format=True)
+    return tmp_path / "several"
+
+
+def test_headers_are_read_once(several: Path, tmp_path: Path, read: list[int]) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.eye(4)), tmp_path / "a.nii")
+    with zipfile.ZipFile(tmp_path / "several.zip", "w") as archive:
+        for file in (*sorted(several.iterdir()), tmp_path / "a.nii"):
+            archive.write(file, file.name)
+    for source, count in ((several, 3), (tmp_path / "several.zip", 4)):
+        read.clear()
+        done = RUN.invoke(app, ["info", str(source), "--json"])
+        assert len(json.loads(done.stdout)["series"]) == count
+        assert read == [6]
+    rows = json.loads(RUN.invoke(app, ["info", str(tmp_path / "several.zip"), "--json"]).stdout)["series"]
+    assert [row["shape"] for row in rows] == [[2, 4, 6]] * 3 + [[3, 4, 5]]
+    # --repair is for the DICOM in it
+    assert RUN.invoke(app, ["info", str(tmp_path / "several.zip"), "--repair", "tilt"]).exit_code == 0
+
+
+def test_info_lists_structure_sets(several: Path, read: list[int]) -> None:
+    uid = list_series(several)[0].uid
+    square = np.array([(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)], float)
+    one = Contours((Region(1, "node", (Contour(square),)),), source=str(several), series_uid=uid)
+    save(one, several / "a.rtstruct.dcm")
+    read.clear()
+    shown = json.loads(RUN.invoke(app, ["info", str(several), "--json"]).stdout)
+    assert [row["modality"] for row in shown["series"]] == ["CT", "CT", "CT", "RTSTRUCT"]
+    assert shown["findings"] == []
+    assert read[0] == 7
 
 
 def test_info_of_an_archive(disc: Path, tmp_path: Path) -> None:

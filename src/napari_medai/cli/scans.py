@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, open_scan, reading
-from napari_medai.core.errors import ReadError, SeriesInfo, UnsupportedFormatError
+from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo
 from napari_medai.core.geometry import orientation_code
 from napari_medai.core.volume import Volume
 from napari_medai.terminal import console, print_json
@@ -71,32 +71,60 @@ def info(source: Path, repair: Repair = "", values: Values = "", as_json: Json =
         console().print(f"{source.name}: {finding}", markup=False)
 
 
-def _images(source: Path, repair: str, values: str) -> tuple[list[tuple[SeriesInfo, Callable[[], Volume]]], list[str]]:
-    """What a source holds and how to open it, and what of it was not read."""
+Openable = tuple[SeriesInfo, Callable[[], Volume]]
+
+
+def _images(source: Path, repair: str, values: str) -> tuple[list[Openable], list[str]]:
+    """What a source holds and how to open it, and what of it was not read; a large folder is read once."""
     from napari_medai.io import find_format, list_series
 
     options = reading(source, repair, values)
-    found = None
-    if find_format(source).name == "dicom":
-        from napari_medai.io.dicom.series import survey
+    kind = find_format(source).name
+    found: list[Openable] = []
+    left_out: list[str] = []
+    if kind in ("dicom", "archive"):
+        # whatever cannot be read as a whole is told by whoever lists it
+        with suppress(MedaiError):
+            found, left_out = _surveyed(source, options.get("repair", ()), values)
+    if kind == "archive":
+        packed, others = _packed(source, left_out)
+        found, left_out = [*found, *packed], others
+    if not found:
+        found = [(entry, partial(open_scan, source, entry.uid, repair, values)) for entry in list_series(source)]
+    return found, left_out
 
-        # a large folder is read once, and not again for each of its series
-        with suppress(UnsupportedFormatError):
-            found = survey(source)
-    if found is None:
-        infos = list_series(source)
-        left_out: list[str] = []
-        if find_format(source).name == "archive":
-            from napari_medai.io.archive import unpacked
 
-            left_out = list(unpacked(source).findings)
-        return [(entry, partial(open_scan, source, entry.uid, repair, values)) for entry in infos], left_out
-    images = [
-        (image.info(), partial(image.opened, str(source), values)) for image in found.images(options.get("repair", ()))
+def _surveyed(source: Path, repair: Sequence[str], values: str) -> tuple[list[Openable], list[str]]:
+    """The images and structure sets of DICOM files."""
+    from napari_medai.io.dicom.rtstruct import is_structure_set, open_structures, structure_info
+    from napari_medai.io.dicom.series import survey
+
+    found = survey(source)
+    images: list[Openable] = [
+        (image.info(), partial(image.opened, str(source), values)) for image in found.images(repair)
     ]
-    known = {entry.uid for entry, _ in images}
-    others = [entry for entry in list_series(source) if not repair and entry.uid not in known]
-    return [*images, *((entry, partial(open_scan, source, entry.uid)) for entry in others)], list(found.findings)
+    structures = [header for header in found.series[0].beside if is_structure_set(header)]
+    return [*images, *((structure_info(h), partial(open_structures, h.path)) for h in structures)], list(found.findings)
+
+
+def _packed(source: Path, findings: Sequence[str]) -> tuple[list[Openable], list[str]]:
+    """The NIfTI images of an archive, and what of it was left out, by the archive's name."""
+    from napari_medai.io import open as open_volume
+    from napari_medai.io.archive import unpacked
+    from napari_medai.io.single import series_of
+
+    content = unpacked(source)
+    found: list[Openable] = []
+    for uid in content.nifti:
+        with suppress(MedaiError):
+            volume = open_volume(source, series_uid=uid)
+            found.append((series_of(volume, uid), partial(_same, volume)))
+    folder = str(content.dicom.parent)
+    return found, [*(text.replace(folder, source.name) for text in findings), *content.findings]
+
+
+def _same(volume: Volume) -> Volume:
+    return volume
 
 
 def convert(
