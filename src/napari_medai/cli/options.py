@@ -21,6 +21,7 @@ Repair = Annotated[
 Values = Annotated[
     str, typer.Option("--values", help="DICOM: which values, e.g. rescale, real-world, display, stored, suv.")
 ]
+AsDicom = Annotated[bool, typer.Option("--dicom", help="Into a folder: a derived DICOM series for each, no NIfTI.")]
 Against = Annotated[
     Path | None,
     typer.Option("--against", help="The DICOM scan that a DICOM result lies on, where its own file does not say."),

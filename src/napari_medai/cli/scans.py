@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, open_scan, reading
+from napari_medai.cli.options import Against, AsDicom, Check, Json, Repair, Series, Values, open_scan, reading
 from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo
 from napari_medai.core.geometry import orientation_code
 from napari_medai.core.volume import Volume
@@ -135,10 +135,12 @@ def convert(
     values: Values = "",
     against: Against = None,
     verify: Check = True,
+    dicom: AsDicom = False,
 ) -> None:
     """Convert to the format of TARGET's suffix; into a folder, one NIfTI per series."""
     from napari_medai.io.convert import convert as convert_files
 
     options = reading(source, repair, values)
-    for path in convert_files(source, target, series_uid=series, against=against, check=verify, **options):
+    options |= {"series_uid": series, "against": against, "check": verify, "dicom": dicom}
+    for path in convert_files(source, target, **options):
         print(path)

@@ -1,4 +1,4 @@
-"""From one format to another: a file, or every series of a folder as NIfTI."""
+"""From one format to another: a file, or every series of a folder as NIfTI or as derived DICOM series."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from napari_medai.io import find_writer, list_series, open, save
 
 # Long enough for a description (0008,103E: 64 characters), short enough for every file system.
 LONGEST_NAME = 80
+_NIFTI = ".nii.gz"
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10))})
 
 
@@ -23,6 +24,7 @@ def convert(
     *,
     against: str | os.PathLike[str] | None = None,
     check: bool = True,
+    dicom: bool = False,
     **options: Any,
 ) -> list[Path]:
     """Convert an image, or every series of a folder.
@@ -41,6 +43,8 @@ def convert(
         The DICOM scan that labels lie on, where they are converted to a DICOM object and their file does not say.
     check : bool
         Read what was written back; see `napari_medai.io.save`.
+    dicom : bool
+        ``dst`` is a folder and gets a folder with a derived DICOM series for each series, in place of a NIfTI.
     **options
         Of `napari_medai.open`, e.g. ``repair=("tilt",)``.
 
@@ -58,7 +62,7 @@ def convert(
         The folder cannot be made or a file not be written.
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
-    if not dst.is_dir() and _names_a_file(dst):
+    if not dicom and not dst.is_dir() and _names_a_file(dst):
         return [save(open(src, series_uid=series_uid, **options), dst, check=check, against=against)]
     series = [s for s in list_series(src) if series_uid in ("", s.uid)]
     if not series:
@@ -73,7 +77,7 @@ def convert(
     for info in series:
         try:
             volume = open(src, series_uid=info.uid, **options)
-            name = unique(file_name(info, volume.name), taken)
+            name = unique(file_name(info, volume.name).removesuffix(_NIFTI if dicom else ""), taken)
             done.append(save(volume, dst / name, check=check))
             taken.add(name.lower())
         except WriteError:
@@ -109,9 +113,10 @@ def safe_name(text: str) -> str:
 
 def unique(name: str, taken: set[str]) -> str:
     """The name, with a number before its suffix if it is taken; letter case does not tell files apart everywhere."""
-    start, number, result = name.removesuffix(".nii.gz"), 2, name
+    start, number, result = name.removesuffix(_NIFTI), 2, name
+    suffix = name[len(start) :]
     while result.lower() in taken:
-        result, number = f"{start}_{number}.nii.gz", number + 1
+        result, number = f"{start}_{number}{suffix}", number + 1
     return result
 
 

@@ -107,7 +107,7 @@ def image_of(what: Volume | Result | Contours) -> tuple[Volume, dict[str, Any]]:
     if isinstance(what, Heatmap):
         record |= {"target": what.target, "method": what.method}
         # the window, the findings and the quantity of the scan say nothing about heat
-        kept = ("series_uid", "frame_of_reference_uid", "slice_thickness_mm", "body_part")
+        kept = ("series_uid", "frame_of_reference_uid", "slice_thickness_mm", "body_part", "repaired")
         return what.heat.replace(meta={k: what.heat.meta[k] for k in kept if k in what.heat.meta}), record
     record |= {"is_labels": True, "label_names": clean(what.names), "label_colors": clean(what.colors)}
     return what.labels.replace(meta=dict(what.labels.meta) | {"is_labels": True}), record

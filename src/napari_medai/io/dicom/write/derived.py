@@ -22,7 +22,14 @@ from napari_medai.io.dicom.write.equipment import MAKER, RESEARCH, made_by, say_
 from napari_medai.io.dicom.write.placing import Placed, place, reference
 from napari_medai.io.dicom.write.quantise import Stored, stored
 from napari_medai.io.dicom.write.source import Source, SourcePlane
-from napari_medai.io.dicom.write.stale import OF_ACQUISITION, OF_STORED_VALUES, OF_WINDOW, forget
+from napari_medai.io.dicom.write.stale import (
+    OF_ACQUISITION,
+    OF_STORED_VALUES,
+    OF_WINDOW,
+    forget,
+    is_rescaled,
+    say_unit,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -222,13 +229,16 @@ class _Series:
             del dataset[tag]
         forget(dataset, *OF_STORED_VALUES)
         kinds = [str(k) for k in np.atleast_1d(dataset.get("ImageType", [])) if str(k) != "MOSAIC"]
-        dataset.ImageType = ["DERIVED", "SECONDARY", *kinds[2:]]
+        # PET images always are PRIMARY (PS3.3 C.8.9.4.1.3)
+        dataset.ImageType = ["DERIVED", "PRIMARY" if header.get("Modality") == "PT" else "SECONDARY", *kinds[2:]]
         dataset.SOPInstanceUID = generate_uid()
         dataset.SeriesInstanceUID = self.uid
         dataset.SeriesNumber = series_number(self.source, "derived")
         dataset.SeriesDescription = f"{str(header.get('SeriesDescription', ''))[:50]} {self.word}".strip()
-        dataset.SeriesDate = dataset.InstanceCreationDate = self.now.strftime("%Y%m%d")
-        dataset.SeriesTime = dataset.InstanceCreationTime = self.now.strftime("%H%M%S")
+        dataset.InstanceCreationDate, dataset.InstanceCreationTime = self.now.strftime("%Y%m%d"), f"{self.now:%H%M%S}"
+        if header.get("Modality") != "PT" or not header.get("SeriesTime"):
+            # PET is corrected for decay to the time of its series (PS3.3 C.8.9.1)
+            dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
         dataset.DerivationDescription = f"{self.description}. {RESEARCH}"[:1024]
         method = codes.cid7203.Smoothing if self.word == "denoised" else codes.cid7203.SpatialResampling
         dataset.DerivationCodeSequence = [_code(method)]
@@ -258,12 +268,13 @@ class _Series:
         dataset["PixelData"].VR = "OB" if colour else "OW"
 
     def _rescale(self, dataset: Dataset) -> None:
+        say_unit(dataset, self.placed.volume.meta)
         modality = str(dataset.get("Modality", ""))
         needs = modality in ("CT", "PT") or "RescaleSlope" in self.source.lead
         if (self.values.slope, self.values.intercept) != (1.0, 0.0) or needs:
             dataset.RescaleSlope, dataset.RescaleIntercept = _short(self.values.slope), _short(self.values.intercept)
             if "RescaleType" not in dataset and modality != "PT":
-                dataset.RescaleType = "HU" if modality == "CT" else "US"
+                dataset.RescaleType = "HU" if modality == "CT" and is_rescaled(self.placed.volume.meta) else "US"
         elif "RescaleType" in dataset:
             del dataset.RescaleType
 
@@ -287,7 +298,8 @@ class _Series:
         group.remove_private_tags()
         item = Dataset()
         item.RescaleSlope, item.RescaleIntercept = _short(self.values.slope), _short(self.values.intercept)
-        item.RescaleType = "HU" if self.source.lead.get("Modality") == "CT" else "US"
+        rescaled = is_rescaled(self.placed.volume.meta)
+        item.RescaleType = "HU" if self.source.lead.get("Modality") == "CT" and rescaled else "US"
         group.PixelValueTransformationSequence = [item]
         made = Dataset()
         made.DerivationDescription = self.description[:1024]

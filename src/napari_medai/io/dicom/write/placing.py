@@ -71,8 +71,10 @@ def place(volume: Volume, source: Source) -> Placed:
         The result lies in another space than the scan, outside of it, or in no plane at all.
     """
     _check_space(volume, source)
-    own = source.shares_grid(volume)
-    stack = source.in_stack_order(volume) if own else volume
+    repaired = volume.meta.get("repaired", ())
+    # slices that were made even have the scan's mean distance, but lie where no slice of the scan does
+    own = source.shares_grid(volume) and "spacing" not in repaired
+    stack = source.in_stack_order(volume) if own or repaired else volume
     count, times = stack.size("z"), stack.size("t")
     affine = np.asarray(stack.affine)
     way = directions(affine)[::-1]  # rows are now x, y, z

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -29,6 +30,36 @@ OF_ACQUISITION = (
     "OversamplingPhase", "GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering",
     "SegmentedKSpaceTraversal", "CoverageOfKSpace", "NumberOfKSpaceTrajectories", "BulkMotionCompensationTechnique",
 )  # fmt: skip
+# Units (0054,1001) of PET by what a volume calls them.
+_PET_UNITS = {"g/ml": "GML", "Bq/ml": "BQML", "counts": "CNTS", "counts/s": "CPS", "%": "PCNT", "1/cm": "1CM"}
+
+
+def is_rescaled(meta: Mapping[str, Any]) -> bool:
+    """Whether values are those that the rescale of the header gives, in its unit; see `Volume.meta`."""
+    return meta.get("values", "rescale") == "rescale"
+
+
+def say_unit(dataset: Dataset, meta: Mapping[str, Any]) -> None:
+    """Give values that are not the header's rescaled ones their own unit, and take away what spoke of the others.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Of the new image; is changed.
+    meta : mapping
+        Of the volume: ``values``, ``value_unit``, ``suv``.
+    """
+    if is_rescaled(meta):
+        return
+    forget(dataset, *OF_WINDOW, "RescaleType")
+    if dataset.get("Modality") != "PT":
+        return
+    dataset.Units = _PET_UNITS.get(str(meta.get("value_unit", "")), "NONE")
+    # of counts to Bq/ml (PS3.3 C.8.9.4)
+    forget(dataset, "DoseCalibrationFactor", "SUVType")
+    kind = str(dict(meta.get("suv") or {}).get("type", ""))
+    if kind and dataset.Units == "GML":
+        dataset.SUVType = kind
 
 
 def forget(dataset: Dataset, *keywords: str) -> None:
