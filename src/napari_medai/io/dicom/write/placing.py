@@ -145,6 +145,29 @@ def refuse_series(volume: Volume, holder: str) -> None:
         )
 
 
+def refuse_nowhere(source: Source, what: str, instead: str) -> None:
+    """Refuse a scan that does not say where it lies for what consists of points in the patient.
+
+    Parameters
+    ----------
+    source : Source
+        The scan.
+    what : str
+        Of points, in the plural.
+    instead : str
+        What can be saved.
+
+    Raises
+    ------
+    WriteError
+        The headers have no frame of reference, or no positions in it.
+    """
+    if source.is_placed:
+        return
+    lack = "positions of the slices" if source.frame_of_reference_uid else "Frame of Reference UID"
+    raise WriteError(f"The scan's headers have no {lack}, and {what} are points in the patient. {instead}")
+
+
 def header_like(source: Source, placed: Placed) -> Dataset:
     """A header of one plane at the place of the result, with patient, study and frame of reference of the scan.
 

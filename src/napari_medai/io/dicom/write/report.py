@@ -27,7 +27,7 @@ from napari_medai.io.dicom.quiet import BROKEN_FILE
 from napari_medai.io.dicom.write.codes import coded
 from napari_medai.io.dicom.write.equipment import MAKER, equipment, finish
 from napari_medai.io.dicom.write.library import evident, library
-from napari_medai.io.dicom.write.placing import refuse_series
+from napari_medai.io.dicom.write.placing import refuse_nowhere, refuse_series
 from napari_medai.io.dicom.write.reported import reported
 from napari_medai.io.dicom.write.source import Source, source_of
 from napari_medai.io.readback import of_volume
@@ -259,11 +259,8 @@ def _detections(boxes: Boxes, source: Source) -> Iterator[Any]:
     )
     from pydicom.sr.codedict import codes
 
-    if boxes.ndim == 3 and not source.frame_of_reference_uid:
-        raise WriteError(
-            "The scan's headers have no Frame of Reference UID, and ellipsoids lie in the space that it names; save "
-            "as .csv or .json."
-        )
+    if boxes.ndim == 3:
+        refuse_nowhere(source, "ellipsoids", "Save as .csv or .json.")
     series = SourceSeriesForSegmentation(source.series_uid)
     for n in range(len(boxes)):
         common = _common(boxes.labels[n], boxes.provenance, f"{boxes.labels[n]} {n + 1}")

@@ -18,7 +18,7 @@ from napari_medai.io.atomic import written
 from napari_medai.io.contours import trace
 from napari_medai.io.dicom.rtstruct import STORAGE
 from napari_medai.io.dicom.write.equipment import MAKER, RESEARCH, finish, series_number
-from napari_medai.io.dicom.write.placing import refuse_series
+from napari_medai.io.dicom.write.placing import refuse_nowhere, refuse_series
 from napari_medai.io.dicom.write.source import Source, source_of
 
 if TYPE_CHECKING:
@@ -107,11 +107,8 @@ def structure_set(what: Volume | Contours, source: Source, record: Mapping[str, 
 
     kept = dict(record or {})
     frame = source.frame_of_reference_uid
-    if not frame:
-        raise WriteError(
-            "The scan's headers have no Frame of Reference UID, and contours are points in the space that it names. "
-            "Save labels as .dcm, which refers to the images themselves, as .seg.nrrd or as .nii.gz."
-        )
+    instead = "Save labels as .dcm, which refers to the images themselves, as .seg.nrrd or as .nii.gz."
+    refuse_nowhere(source, "contours", instead)
     if isinstance(what, Contours) and what.frame_of_reference_uid not in ("", frame):
         raise WriteError("The contours belong to another frame of reference than the scan; give the scan they lie on.")
     regions = list(what.regions) if isinstance(what, Contours) else _traced(what, source, kept)

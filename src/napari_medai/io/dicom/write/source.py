@@ -102,6 +102,12 @@ class Source:
         """Whether the planes are frames of multi-frame instances."""
         return any(plane is not None and plane.frame for row in self.planes for plane in row)
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether every plane says where in the frame of reference it lies."""
+        planes = [plane for row in self.planes for plane in row if plane is not None]
+        return bool(self.frame_of_reference_uid) and all(plane.place is not None for plane in planes)
+
     def in_stack_order(self, volume: Volume) -> Volume:
         """A volume on the grid of ``self.volume``, with its axes as those of the stack; a view.
 
@@ -191,7 +197,10 @@ def _images(where: str, uid: str) -> list[Image]:
     try:
         images = [i for series in scan(where) if base in ("", series.uid) for i in series.images()]
     except MedaiError as error:
-        raise WriteError(f"The DICOM series that this result lies on cannot be read again: {error}") from error
+        raise WriteError(
+            f"The DICOM series that this result lies on cannot be read again: {error} Give the place that it has now "
+            "with --against (against=… in Python)."
+        ) from error
     found = [i for i in images if uid in ("", i.uid, i.uid.partition("#")[0])]
     if not found:
         raise WriteError(

@@ -36,7 +36,7 @@ _PET_UNITS = {"g/ml": "GML", "Bq/ml": "BQML", "counts": "CNTS", "counts/s": "CPS
 
 def is_rescaled(meta: Mapping[str, Any]) -> bool:
     """Whether values are those that the rescale of the header gives, in its unit; see `Volume.meta`."""
-    return meta.get("values", "rescale") == "rescale"
+    return str(meta.get("values", "rescale")) == "rescale"
 
 
 def say_unit(dataset: Dataset, meta: Mapping[str, Any]) -> None:
