@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from napari_medai.api import run_stage
 from napari_medai.core.errors import DependencyError, MedaiError, ParamsError
 from napari_medai.core.stage import Params
+from napari_medai.core.volume import Volume
+from napari_medai.io import find_format, save
 from napari_medai.io import open as open_volume
-from napari_medai.io import save
 from napari_medai.stages import STAGES
 
 # what each stage's result is written as, unless another suffix is asked for
@@ -88,13 +90,15 @@ def plan_cases(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     return list(cases.values())
 
 
-def run_case(stage: str, case: Case, model: str = "", params: Params | None = None) -> Outcome:
+def run_case(
+    stage: str, case: Case, model: str = "", params: Params | None = None, opening: Mapping[str, Any] | None = None
+) -> Outcome:
     """Run one case: open, run, save. Expected failures become an outcome; a bug still raises."""
     if Path(case.target).exists():
         return Outcome(case, "skipped")
     start = time.perf_counter()
     try:
-        result = run_stage(stage, open_volume(case.source, series_uid=case.series_uid), model, params)
+        result = run_stage(stage, _opened(case, opening or {}), model, params)
         Path(case.target).parent.mkdir(parents=True, exist_ok=True)
         save(result, Path(case.target))
     except OSError as error:
@@ -104,12 +108,19 @@ def run_case(stage: str, case: Case, model: str = "", params: Params | None = No
     return Outcome(case, "done", time.perf_counter() - start)
 
 
+def _opened(case: Case, opening: Mapping[str, Any]) -> Volume:
+    if opening and find_format(case.source).name not in ("dicom", "archive"):
+        raise ParamsError(f"{Path(case.source).name} is not DICOM, and has nothing to repair or to choose values of.")
+    return open_volume(case.source, series_uid=case.series_uid, **opening)
+
+
 def run_batch(
     stage: str,
     cases: Sequence[Case],
     *,
     model: str = "",
     params: Params | None = None,
+    opening: Mapping[str, Any] | None = None,
     scheduler: str = "",
     workers: int = 1,
     tell: Callable[[Outcome, int, int], None] = lambda outcome, done, total: None,
@@ -126,6 +137,9 @@ def run_batch(
         Model id; default: the stage's default for each image.
     params : Params, optional
         Of the stage's own class.
+    opening : mapping, optional
+        Options of `napari_medai.open` for DICOM, e.g. ``{"repair": ("tilt",), "values": "suv"}``; a case that is not
+        DICOM fails then.
     scheduler : str, optional
         Address of a Dask scheduler (``"tcp://host:8786"``), or ``"local"`` for one on this machine. Default: this
         process, one case after another.
@@ -149,24 +163,26 @@ def run_batch(
     if stage not in STAGES:
         raise ParamsError(f"No stage is called {stage!r}; there are: {', '.join(STAGES)}.")
     found: dict[Case, Outcome] = {}
-    for outcome in _outcomes(stage, cases, model, params, scheduler, workers):
+    for outcome in _outcomes(scheduler, workers, cases, partial(_run, stage, model, params, opening)):
         found[outcome.case] = outcome
         tell(outcome, len(found), len(cases))
     return [found[case] for case in cases]
 
 
-def _outcomes(
-    stage: str, cases: Sequence[Case], model: str, params: Params | None, scheduler: str, workers: int
-) -> Iterator[Outcome]:
+def _run(stage: str, model: str, params: Params | None, opening: Mapping[str, Any] | None, case: Case) -> Outcome:
+    return run_case(stage, case, model, params, opening)
+
+
+def _outcomes(scheduler: str, workers: int, cases: Sequence[Case], run: Callable[[Case], Outcome]) -> Iterator[Outcome]:
     if not scheduler:
-        yield from (run_case(stage, case, model, params) for case in cases)
+        yield from map(run, cases)
         return
     try:
         from distributed import as_completed
     except ModuleNotFoundError as error:
         raise DependencyError('A cluster needs Dask\'s distributed: pip install "napari-medai[batch]"') from error
     with _client(scheduler, workers) as client:
-        futures = {client.submit(run_case, stage, case, model, params, pure=False): case for case in cases}
+        futures = {client.submit(run, case, pure=False): case for case in cases}
         for future in as_completed(futures):
             if future.status == "error":
                 # the worker died or met a bug: this case fails, the others go on

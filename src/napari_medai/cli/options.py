@@ -39,15 +39,32 @@ def reading(source: Path, repair: str, values: str) -> dict[str, Any]:
     ParamsError
         A repair is not known, or the source is not DICOM and has nothing to repair or choose.
     """
-    if not repair and not values:
+    options = asked_for(repair, values)
+    if not options:
         return {}
     from napari_medai.io import find_format
-    from napari_medai.io.dicom.repair import checked
 
-    names = checked([name.strip() for name in repair.split(",") if name.strip()])
     if find_format(source).name not in ("dicom", "archive"):
         raise ParamsError(f"--repair and --values are for DICOM, and {source.name} is not; leave them out.")
-    return {"repair": names, "values": values}
+    return options
+
+
+def asked_for(repair: str, values: str) -> dict[str, Any]:
+    """Options of `napari_medai.open` for DICOM, empty if nothing was asked for.
+
+    Raises
+    ------
+    ParamsError
+        A repair or a kind of values is not known.
+    """
+    if not repair and not values:
+        return {}
+    from napari_medai.io.dicom.repair import checked
+    from napari_medai.io.dicom.values import VALUES
+
+    if values and values not in VALUES:
+        raise ParamsError(f"No values are called {values!r}; there are: {', '.join(VALUES)}.")
+    return {"repair": checked([name.strip() for name in repair.split(",") if name.strip()]), "values": values}
 
 
 def open_scan(source: Path, series: str, repair: str = "", values: str = "") -> Volume:

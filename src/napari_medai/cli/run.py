@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, open_scan
+from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, asked_for, open_scan
 from napari_medai.core.errors import ParamsError, WriteError
 from napari_medai.core.result import Boxes, Mask, Result, Scores
 from napari_medai.core.stage import Stage, fields_of
@@ -127,6 +127,8 @@ def batch(
     suffix: Annotated[str, typer.Option(help="Format of the results, e.g. .nii.gz, .tif, .csv, .json.")] = "",
     scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, or 'local'.")] = "",
     workers: Annotated[int, typer.Option(help="Processes of a local cluster.", min=1)] = 1,
+    repair: Repair = "",
+    values: Values = "",
     as_json: Json = False,
 ) -> None:
     """Run a stage over many cases; what is done already is skipped, a failure stays with its case."""
@@ -139,7 +141,8 @@ def batch(
         say(f"{line}: {outcome.message}" if outcome.message else line)
 
     cases = plan_cases(sources, out, suffix or SUFFIXES.get(stage, ".nii.gz"))
-    outcomes = run_batch(stage, cases, model=model, scheduler=scheduler, workers=workers, tell=tell)
+    opening = asked_for(repair, values)
+    outcomes = run_batch(stage, cases, model=model, opening=opening, scheduler=scheduler, workers=workers, tell=tell)
     if as_json:
         print_json([asdict(outcome) for outcome in outcomes])
     if any(outcome.status == "failed" for outcome in outcomes):
