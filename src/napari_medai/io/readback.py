@@ -138,13 +138,15 @@ def segmentation(path: Path) -> Labels:
             names = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in dataset.SegmentSequence}
             frames = _spaced([_frame(dataset, n) for n in range(int(dataset.NumberOfFrames))])
             top = float(dataset.get("MaximumFractionalValue", 1))
+            padding = int(dataset.get("PixelPaddingValue") or 0)
         except BROKEN_FILE as error:
             raise ReadError(f"pydicom cannot read the segmentation: {type(error).__name__}.") from error
 
     def patches() -> Iterator[Patch]:
         for (affine, number), pixels in zip(frames, iter_pixels(path), strict=True):
             if kind == "LABELMAP":
-                values = pixels
+                # the background changes places with 0 (PS3.3, C.8.20.2)
+                values = np.where(pixels == 0, padding, np.where(pixels == padding, 0, pixels)) if padding else pixels
             elif kind == "FRACTIONAL":
                 values = (pixels >= HALF * top) * np.int32(number)
             else:

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from napari_medai.io import dicom
 from napari_medai.io.dicom.segments import rgb_of_lab
+from napari_medai.io.verify import verify
 
 from .conftest import dataset
 
@@ -180,6 +181,31 @@ def test_label_map_with_a_palette(segmentation: Make) -> None:
     assert volume.axes == "zyx"
     assert volume.numpy().sum() == 4
     assert volume.meta["label_colors"] == {1: (1.0, 0.0, 0.0)}
+
+
+@pytest.mark.parametrize(("padding", "bits"), [(255, 8), (300, 16)])
+def test_label_map_whose_background_is_not_0(segmentation: Make, padding: int, bits: int) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, 1:3, 2] = 1
+    labels[:, 4, 4] = 2
+    path = segmentation(labels, "LABELMAP", 2)
+    ds = pydicom.dcmread(path)
+    stored = np.frombuffer(ds.PixelData, np.uint8)[: labels.size]
+    # what is 0 becomes the padding, and segment 2 is called 0
+    changed = np.array([padding, 1, 0], np.uint8 if bits == 8 else np.uint16)[stored]
+    ds.PixelData = changed.tobytes() + b"\0" * (changed.nbytes % 2)
+    ds.BitsAllocated = ds.BitsStored = bits
+    ds.HighBit = bits - 1
+    ds.PixelPaddingValue = padding
+    ds["PixelPaddingValue"].VR = "US"
+    ds.SegmentSequence[-1].SegmentNumber = 0
+    ds.save_as(path)
+    volume = dicom.open_volume(path)
+    np.testing.assert_array_equal(volume.numpy(), np.array([0, 1, padding], np.uint16)[labels])
+    assert volume.meta["label_names"] == {1: "organ 1", padding: "organ 2"}
+    assert set(volume.meta["label_colors"]) == {1, padding}
+    assert f"The background is stored as {padding}" in volume.meta["findings"][0]
+    assert verify(path).ok
 
 
 def test_oblique_segmentation_lies_on_its_scan(segmentation: Make, tmp_path: Path) -> None:

@@ -211,6 +211,29 @@ def _overlapping(path: str, changed: int, header: Header, places: tuple[tuple[in
     return False
 
 
+def background_of(header: Header) -> int:
+    """The stored value of a label map that is no segment: its Pixel Padding Value (PS3.3 C.8.20.2), else 0."""
+    if segmentation_kind(header) != "LABELMAP":
+        return 0
+    value = header.number("PixelPaddingValue")
+    return int(value) if value is not None and 0 < value <= np.iinfo(np.uint16).max else 0
+
+
+def label_table(header: Header) -> tuple[int, NDArray[Any]] | None:
+    """The lookup table of a label map whose background is not 0: it changes places with 0; None for all else."""
+    background = background_of(header)
+    if not background:
+        return None
+    return 0, _table(background, 8 if header.integer("BitsAllocated", 8) == 8 and background < 256 else 16)
+
+
+@lru_cache(maxsize=16)
+def _table(background: int, bits: int) -> NDArray[Any]:
+    table = np.arange(1 << bits, dtype=np.uint8 if bits == 8 else np.uint16)
+    table[[0, background]] = background, 0
+    return table
+
+
 def segment_meta(header: Header) -> tuple[dict[str, Any], list[str]]:
     """What is worth knowing of the segments of a file.
 
@@ -236,14 +259,16 @@ def segment_meta(header: Header) -> tuple[dict[str, Any], list[str]]:
             values = np.array(list(names))
             rgb = palette_colors(header.path, values.astype(np.uint8 if values.max() < 256 else np.uint16))
             colors |= {n: (float(r), float(g), float(b)) for n, (r, g, b) in zip(names, rgb, strict=True)}
-        names.pop(0, None)  # the background may be described, too
-        colors.pop(0, None)
+        background = background_of(header)
+        names, colors = _without(names, background), _without(colors, background)
     meta: dict[str, Any] = {"is_labels": kind != "FRACTIONAL", "label_names": names}
     meta |= {"label_colors": colors} if colors else {}
     referenced = next(iter(items(details(header), "ReferencedSeriesSequence")), None)
     if referenced is not None and text(referenced, "SeriesInstanceUID"):
         meta["referenced_series_uid"] = text(referenced, "SeriesInstanceUID")
     notes = []
+    if background_of(header):
+        notes.append(f"The background is stored as {background_of(header)}; it opens as 0, and segment 0 in its place.")
     if kind == "FRACTIONAL":
         meta["fraction"] = header.text("SegmentationFractionalType").lower() or "unknown"
         if meta["fraction"] == "unknown":
@@ -253,6 +278,11 @@ def segment_meta(header: Header) -> tuple[dict[str, Any], list[str]]:
     if not header.text("SegmentationType"):
         notes.append(f"The type of the segmentation is not in the header; it is taken for {kind.lower()}.")
     return meta, notes
+
+
+def _without(segments: dict[int, Any], background: int) -> dict[int, Any]:
+    """Without the background, which may be described too; 0 has changed places with it."""
+    return {n or background: what for n, what in segments.items() if n != background}
 
 
 def rgb_of_lab(stored: tuple[float, ...]) -> Color:

@@ -16,7 +16,7 @@ from napari_medai.io.dicom.overlays import overlay_groups
 from napari_medai.io.dicom.pixels import PixelFile
 from napari_medai.io.dicom.planes import Planes, common_dtype
 from napari_medai.io.dicom.quiet import quietly
-from napari_medai.io.dicom.segments import segment_meta
+from napari_medai.io.dicom.segments import label_table, segment_meta
 from napari_medai.io.dicom.slides import slide_affine, slide_array
 from napari_medai.io.dicom.stacks import Stack
 from napari_medai.io.dicom.unusual import pixel_findings
@@ -140,8 +140,9 @@ def _described(lead: Frame) -> dict[str, Any]:
 def _plane(frame: Frame, files: dict[str, PixelFile], scale: Scale, values: str) -> Plane:
     file = files[frame.header.path]
     tile = None if frame.tile is None else (*frame.tile, frame.rows, frame.columns)
+    table = scale.table if scale.table is not None else label_table(frame.header)
     inverted = file.photometric == "MONOCHROME1" and file.keyword == "PixelData" and values != "stored"
-    return Plane(file, frame.index, tile, scale.slope, scale.intercept, inverted, scale.table, frame.segments)
+    return Plane(file, frame.index, tile, scale.slope, scale.intercept, inverted, table, frame.segments)
 
 
 def _window(frame: Frame, plane: Plane) -> tuple[float, float] | None:
