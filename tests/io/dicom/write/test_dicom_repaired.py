@@ -16,7 +16,7 @@ import napari_medai as medai
 from napari_medai.cli import app
 from napari_medai.core.geometry import index_to_world, world_to_index
 from napari_medai.core.provenance import Provenance
-from napari_medai.core.result import Denoised, Mask
+from napari_medai.core.result import Denoised, Heatmap, Mask
 from napari_medai.io.verify import verify
 
 RUN = Provenance("segment", ("3",), "brain", "ab" * 32)
@@ -78,6 +78,19 @@ def test_activity_stays_activity(pet: Path, tmp_path: Path) -> None:
     assert (ds.Units, ds.DoseCalibrationFactor, ds.WindowWidth) == ("BQML", 2, 600)
     again, before = medai.open(folder, values="suv"), medai.open(pet, values="suv")
     np.testing.assert_allclose(again.numpy(), before.numpy(), rtol=1e-4)
+
+
+def test_results_on_pet(pet: Path, tmp_path: Path, errors_of: Callable[[Path], list[str]]) -> None:
+    scan = medai.open(pet, values="suv")
+    array = np.zeros(scan.shape, np.uint8)
+    array[2:4, 5:9, 5:9] = 1
+    table = {"label": [1], "mean_intensity": [82.9]}
+    mask = Mask(scan.replace(array=array, meta=dict(scan.meta)), RUN, {1: "lesion"}, table=table)
+    heat = Heatmap(scan.replace(array=array / np.float32(2)), "lesion", "gradcam++", RUN)
+    for what, name in ((mask, "m.dcm"), (heat, "h.dcm"), (mask, "m.sr.dcm"), (mask, "m.rtstruct.dcm")):
+        path = medai.save(what, tmp_path / name)
+        assert errors_of(path) == []
+        assert verify(path, pet).faults == ()
 
 
 def converted(folder: Path, target: Path, repair: str) -> Path:
