@@ -1,4 +1,4 @@
-"""The archive dock in a real viewer, against Orthanc."""
+"""The archive dock, in a real viewer against Orthanc where that is installed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,49 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_medai.pacs import Query, connect
+from napari_medai.pacs import Query, SeriesEntry, StudyEntry, connect
+from napari_medai.pacs.archive import Identity
 from napari_medai.ui.pacs import ArchiveDock
 from tests.pacs.orthanc import PATIENT_ID, PLAIN, SLICES, STUDY, Orthanc, archive, filled, no_secrets, study  # noqa: F401
-
-pytestmark = pytest.mark.pacs
 
 
 def settled(qtbot, dock: ArchiveDock) -> None:
     qtbot.waitUntil(lambda: dock.job is None, timeout=30_000)
 
 
+def texts(dock: ArchiveDock) -> list[str]:
+    """All that the tree holds, shown or not."""
+    tops = [dock.tree.topLevelItem(n) for n in range(dock.tree.topLevelItemCount())]
+    items = [item for top in tops for item in (top, *(top.child(k) for k in range(top.childCount())))]
+    return [item.text(n) for item in items for n in range(item.columnCount())]
+
+
+def test_names_are_in_the_tree_only_while_shown(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer()
+    dock = ArchiveDock(viewer)
+    viewer.window.add_dock_widget(dock)
+    who = Identity("PID-77", "Doe^Jane", "19700101", "ACC-9")
+    head = StudyEntry("1.2", "20240102", "Head", ("MR",), instances=3, identity=who)
+    series = SeriesEntry("1.2", "1.2.1", "MR", 4, "T1", 3)
+    dock._show([(head, [series])])
+    assert dock.status.text() == "1 study"
+    assert [text for text in texts(dock) if "Doe" in text or "PID" in text] == []
+    assert "20240102" in texts(dock)
+    viewer.window._qt_window.show()
+    dock.identity.setChecked(True)
+    assert "PID-77 Doe^Jane" in texts(dock)
+    header = dock.tree.header()
+    qtbot.waitUntil(lambda: not header.isSectionHidden(4) and dock.tree.isVisible())
+    assert header.sectionViewportPosition(4) + header.sectionSize(4) <= dock.tree.viewport().width()
+    # a search made while names are shown shows them, too
+    dock._show([(head, [series]), (head, [])])
+    assert dock.status.text() == "2 studies"
+    assert texts(dock).count("PID-77 Doe^Jane") == 2
+    dock.identity.setChecked(False)
+    assert [text for text in texts(dock) if "Doe" in text or "PID" in text] == []
+
+
+@pytest.mark.pacs
 def test_find_open_paint_push_pull(make_napari_viewer, qtbot, filled: Orthanc, tmp_path: Path):  # noqa: F811
     viewer = make_napari_viewer()
     dock = ArchiveDock(viewer)

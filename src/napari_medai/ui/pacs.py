@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _LOOK_MS = 100
 _COLUMNS = ("Date / no.", "Modality", "Description", "Instances", "Patient")
+_PATIENT = _COLUMNS.index("Patient")
 Found = list[tuple[StudyEntry, list[SeriesEntry]]]
 
 
@@ -72,10 +73,12 @@ class ArchiveDock(QWidget):
             form.addRow(label, field)
         self.identity = QCheckBox("Show who the studies are of")
         self.tree = QTreeWidget()
-        self.identity.toggled.connect(lambda on: self.tree.setColumnHidden(len(_COLUMNS) - 1, not on))
+        self.identity.toggled.connect(self._name)
         self.tree.setHeaderLabels(list(_COLUMNS))
+        # beside the date, where a dock of any width shows it
+        self.tree.header().moveSection(_PATIENT, 1)
         self.tree.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.tree.setColumnHidden(len(_COLUMNS) - 1, True)
+        self.tree.setColumnHidden(_PATIENT, True)
         self.tree.itemDoubleClicked.connect(lambda item, _: self.open_selected() if item.parent() else None)
         self.search_button = self._button("Search", self.search)
         self.open_button = self._button("Open", self.open_selected)
@@ -250,17 +253,26 @@ class ArchiveDock(QWidget):
         self.found = found
         self.tree.clear()
         for study, series in found:
-            who = study.identity
             top = QTreeWidgetItem(
-                [study.date, " ".join(study.modalities), study.description, str(study.instances or ""),
-                 f"{who.patient_id} {who.patient_name}".strip()]
-            )  # fmt: skip
+                [study.date, " ".join(study.modalities), study.description, str(study.instances or "")]
+            )
             for one in series:
                 number = "" if one.number is None else str(one.number)
-                top.addChild(QTreeWidgetItem([number, one.modality, one.description, str(one.instances or ""), ""]))
+                top.addChild(QTreeWidgetItem([number, one.modality, one.description, str(one.instances or "")]))
             self.tree.addTopLevelItem(top)
             top.setExpanded(True)
-        self.status.setText(f"{len(found)} studies" if found else "The archive has nothing that matches.")
+        self._name(self.identity.isChecked())
+        count = f"{len(found)} {'study' if len(found) == 1 else 'studies'}"
+        self.status.setText(count if found else "The archive has nothing that matches.")
+
+    def _name(self, shown: bool) -> None:
+        """Fill the patients' column, or empty it: what is hidden could still be read out of the tree."""
+        for n, (study, _) in enumerate(self.found):
+            who = study.identity
+            self.tree.topLevelItem(n).setText(_PATIENT, f"{who.patient_id} {who.patient_name}".strip() if shown else "")
+        self.tree.setColumnHidden(_PATIENT, not shown)
+        if shown:
+            self.tree.resizeColumnToContents(_PATIENT)
 
     def _add(self, volumes: list[Any]) -> None:
         from napari.layers import Layer
