@@ -35,6 +35,8 @@ _LAZY = {
     "sample": "napari_medai.samples",
     "Volume": "napari_medai.core.volume",
     "from_array": "napari_medai.core.volume",
+    "labels": "napari_medai.core.volume",
+    "reslice": "napari_medai.core.reslice",
     "Progress": "napari_medai.core.stage",
     "MedaiError": "napari_medai.core.errors",
 }
@@ -44,8 +46,9 @@ __all__ = sorted([*_LAZY, "__version__"])
 if TYPE_CHECKING:
     from napari_medai.api import classify, denoise, detect, explain, run_stage, segment
     from napari_medai.core.errors import MedaiError
+    from napari_medai.core.reslice import reslice
     from napari_medai.core.stage import Progress
-    from napari_medai.core.volume import Volume, from_array
+    from napari_medai.core.volume import Volume, from_array, labels
     from napari_medai.io import list_series, open, save
     from napari_medai.models import find_models, load_model
     from napari_medai.samples import sample

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from napari_medai.core import geometry
 from napari_medai.core.errors import GeometryError
-from napari_medai.core.geometry import Grid
+from napari_medai.core.geometry import Grid, Reorientation
 
 spacings = st.tuples(*[st.floats(0.1, 10)] * 3)
 origins = st.tuples(*[st.floats(-500, 500)] * 3)
@@ -133,3 +133,36 @@ def test_what_is_no_affine_is_refused(matrix: np.ndarray, says: str) -> None:
 
 def test_voxel_volume() -> None:
     assert Grid((1, 1, 1), geometry.scaling((2, 3, 4))).voxel_volume == pytest.approx(24)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("flips", [(False, False, False), (True, False, True)])
+def test_a_part_of_a_grid_is_found_in_it(order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> None:
+    turned = np.eye(4)
+    turned[:3, :3] = rotation(0.2, 0.0, 0.3) @ np.diag([4.0, 1.5, 2.0])
+    outer = Grid((9, 8, 7), turned)
+    values = np.arange(9 * 8 * 7).reshape(9, 8, 7)
+    shift = np.eye(4)
+    shift[:3, 3] = (2, 3, 1)
+    turn = Reorientation(order, flips)
+    inner = Grid((4, 3, 5), turned @ shift).reoriented(turn)
+    place = inner.place_in(outer)
+    assert place is not None
+    part = values[2:6, 3:6, 1:6].transpose(order)
+    part = part[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
+    np.testing.assert_array_equal(values.transpose(place[0])[place[1]], part)
+
+
+def test_a_single_plane_is_found_however_thick_it_is() -> None:
+    outer = Grid((9, 8, 7), np.diag([4.0, 1.5, 2.0, 1.0]))
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    affine[0, 3] = 12.0
+    assert Grid((1, 8, 7), affine).place_in(outer) == ((0, 1, 2), (slice(3, 4), slice(0, 8), slice(0, 7)))
+
+
+@pytest.mark.parametrize("off", [(-1.0, 0.0, 0.0), (0.0, 0.6, 0.0), (0.0, 0.0, 12.0)])
+def test_a_grid_beside_or_between_the_voxels_of_another_is_not_in_it(off: tuple[float, float, float]) -> None:
+    outer = Grid((9, 8, 7), np.diag([4.0, 1.5, 2.0, 1.0]))
+    affine = np.diag([4.0, 1.5, 2.0, 1.0])
+    affine[:3, 3] = off
+    assert Grid((3, 3, 3), affine).place_in(outer) is None

@@ -10,7 +10,7 @@ import pytest
 
 from napari_medai.core import geometry
 from napari_medai.core.errors import GeometryError, InputError
-from napari_medai.core.volume import Volume, from_array
+from napari_medai.core.volume import Volume, from_array, labels
 
 SAGITTAL = np.array([[0, -1, 0, 50], [0, 0, 1, -20], [-5, 0, 0, 30], [0, 0, 0, 1]], float)
 
@@ -98,3 +98,22 @@ def test_defaults_of_arrays_without_a_file() -> None:
     slide = from_array(np.zeros((4, 5)), spacing=(0.5, 0.25), units="um")
     assert slide.spacing == (1.0, 0.5, 0.25)
     assert slide.grid.shape == (1, 4, 5)
+
+
+def test_labels_lie_on_their_scan(oblique_scan: Volume) -> None:
+    mask = labels(np.asarray(oblique_scan.array) > 100, oblique_scan, {1: "bright"}, name="mine")
+    assert mask.dtype == np.uint8
+    assert (mask.axes, mask.name, mask.modality) == ("zyx", "mine", "SEG")
+    np.testing.assert_array_equal(mask.affine, oblique_scan.affine)
+    assert mask.meta["is_labels"]
+    assert mask.meta["label_names"] == {1: "bright"}
+    assert "window" not in mask.meta
+
+
+def test_labels_have_the_shape_of_the_scan_without_channels(oblique_affine: np.ndarray) -> None:
+    scan = Volume(np.zeros((2, 3, 4, 5)), "czyx", oblique_affine, "mm")
+    assert labels(np.zeros((3, 4, 5), int), scan).axes == "zyx"
+    with pytest.raises(InputError, match=r"\(3, 4, 5\)"):
+        labels(np.zeros((2, 3, 4, 5), int), scan)
+    with pytest.raises(InputError, match="whole numbers"):
+        labels(np.zeros((3, 4, 5)), scan)

@@ -152,3 +152,22 @@ def test_an_image_of_one_slice_lies_on_its_slice(make_napari_viewer, tmp_path):
     np.testing.assert_allclose(layer.data_to_world((0, 0, 0)), (-1.5, -5.5, -11.25))
     (localizer,) = viewer.open(str(across), plugin="napari-medai")
     assert localizer.data.shape == (12, 16)
+
+
+def test_a_segmentation_of_some_slices_can_be_corrected_on_all(make_napari_viewer, tmp_path):
+    folder = write_series(tmp_path / "ct", (20, 0, 0), 1)
+    scan = medai.open(folder)
+    drawn = np.zeros(scan.shape, np.uint8)
+    drawn[3:5, 4:8, 5:9] = 1
+    path = medai.save(medai.labels(drawn, scan, {1: "Liver"}), tmp_path / "seg.dcm")
+    assert medai.open(path).size("z") < 8
+    viewer = make_napari_viewer()
+    viewer.open(str(folder), plugin="napari-medai")
+    layer = viewer.open(str(path), plugin="napari-medai")[0]
+    np.testing.assert_array_equal(np.asarray(layer.data), drawn)
+    np.testing.assert_allclose(layer.extent.world, viewer.layers[0].extent.world, atol=1e-3)
+    layer.data_setitem((np.array([0]), np.array([2]), np.array([3])), 1)
+    drawn[0, 2, 3] = 1
+    saved = layer_to_volume(layer)
+    np.testing.assert_array_equal(np.asarray(saved.array), drawn)
+    np.testing.assert_allclose(saved.affine, scan.affine, atol=1e-6)

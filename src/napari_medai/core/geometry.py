@@ -235,6 +235,45 @@ class Grid:
             return False
         return bool(np.abs(self.corners() - other.corners()).max() <= tolerance)
 
+    def place_in(self, outer: Grid) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None:
+        """Where this grid's voxels are among another's.
+
+        Parameters
+        ----------
+        outer : Grid
+            The other; larger or as large.
+
+        Returns
+        -------
+        order : tuple of 3 ints
+        slices : tuple of 3 slices
+            ``array.transpose(order)[slices]`` is the part of an array on ``outer`` that has this grid's shape and
+            places. None if some voxel lies outside, or a quarter of a voxel or more from the centre of the nearest.
+        """
+        through = np.linalg.solve(outer.affine, self.affine)
+        size = np.array(self.shape)
+        turn = np.rint(through[:3, :3])
+        for single in np.flatnonzero(size == 1):  # how thick a single plane is does not matter
+            column = through[:3, single]
+            turn[:, single] = np.where(np.abs(column) == np.abs(column).max(), np.sign(column), 0)
+        if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
+            return None
+        ends = np.array(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij")).reshape(3, -1).T
+        start = np.rint(through[:3, 3])
+        whole = ends @ turn.T + start
+        off = np.abs(ends @ through[:3, :3].T + through[:3, 3] - whole).max()
+        if self.units != outer.units or off >= 0.25 or (whole < 0).any() or (whole >= outer.shape).any():
+            return None
+        order = [int(n) for n in np.abs(turn).argmax(axis=0)]
+        parts = []
+        for axis, along in enumerate(order):
+            first, count = int(start[along]), int(size[axis])
+            last = first - count
+            parts.append(
+                slice(first, first + count) if turn[along, axis] > 0 else slice(first, None if last < 0 else last, -1)
+            )
+        return (order[0], order[1], order[2]), (parts[0], parts[1], parts[2])
+
     def reoriented(self, reorientation: Reorientation) -> Grid:
         """The grid of the same voxels in another order of axes."""
         k, j, i = (self.shape[n] for n in reorientation.order)

@@ -230,3 +230,44 @@ def from_array(array: Any, axes: str = "", spacing: tuple[float, ...] | None = N
     if spacing is not None and "affine" not in fields:
         fields["affine"] = scaling((1.0,) * (3 - len(spacing)) + tuple(spacing))
     return Volume(array, axes, **fields)
+
+
+def labels(array: Any, like: Volume, names: Mapping[int, str] | None = None, **fields: Any) -> Volume:
+    """A mask of one's own, on a scan's voxels: what `save` writes as a segmentation.
+
+    Parameters
+    ----------
+    array : array of integers or bool
+        0 is background; the shape of ``like`` without its channels and colour samples.
+    like : Volume
+        The scan.
+    names : mapping of int to str, optional
+        What each label value is called.
+    **fields
+        Other fields of `Volume`, e.g. ``name``.
+
+    Raises
+    ------
+    InputError
+        The values are not whole numbers, or the shape is another.
+
+    Examples
+    --------
+    >>> import napari_medai as medai
+    >>> bone = medai.labels(ct.numpy() > 300, ct, {1: "bone"})  # doctest: +SKIP
+    >>> medai.save(bone, "bone.dcm")  # doctest: +SKIP
+    """
+    array = np.asarray(array) if not hasattr(array, "dask") else array
+    axes = "".join(axis for axis in like.axes if axis not in "cs")
+    shape = tuple(like.size(axis) for axis in axes)
+    if array.dtype.kind not in "iub":
+        raise InputError(f"Labels are whole numbers; an array of type {array.dtype} was given.")
+    if tuple(array.shape) != shape:
+        raise InputError(f"Labels of shape {tuple(array.shape)} were given for a scan of shape {shape} ({axes}).")
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    kept = {key: value for key, value in like.meta.items() if key not in ("window", "findings", "levels", "overlays")}
+    meta = {**kept, "is_labels": True} | ({"label_names": dict(names)} if names else {})
+    return like.replace(
+        **{"array": array, "axes": axes, "modality": "SEG", "name": f"{like.name} labels", "meta": meta, **fields}
+    )

@@ -190,28 +190,8 @@ def _seen_from(patch: Patch, other: Patch) -> NDArray[Any] | None:
     """The other's voxels in the order of a patch's, as a view; None unless each voxel of the patch is one of them."""
     if not isinstance(other.array, np.ndarray):
         return None
-    through = np.linalg.inv(other.affine) @ patch.affine
-    turn, start = np.rint(through[:3, :3]), np.rint(through[:3, 3])
-    size = np.array(patch.array.shape)
-    if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
-        return None
-    ends = np.array(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij")).reshape(3, -1).T
-    exact = ends @ through[:3, :3].T + through[:3, 3]
-    whole = ends @ turn.T + start
-    # nearer than a quarter of a voxel, so that rounding finds the same voxel for all of them
-    if np.abs(exact - whole).max() > HALF_VOXEL / 2 or (whole < 0).any() or (whole >= other.array.shape).any():
-        return None
-    order = [int(n) for n in np.abs(turn).argmax(axis=0)]
-    view = other.array.transpose(order)
-    for axis, along in enumerate(order):
-        first = int(start[along])
-        if turn[along, axis] > 0:
-            part = slice(first, first + int(size[axis]))
-        else:
-            last = first - int(size[axis])
-            part = slice(first, None if last < 0 else last, -1)
-        view = view[(slice(None),) * axis + (part,)]
-    return view
+    found = Grid(patch.array.shape, patch.affine).place_in(Grid(other.array.shape, other.affine))
+    return None if found is None else other.array.transpose(found[0])[found[1]]
 
 
 def volume_of(patch: Patch) -> float:

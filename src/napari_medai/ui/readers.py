@@ -216,11 +216,12 @@ def layers_of(volumes: Sequence[Volume]) -> list[LayerData]:
     ----------
     volumes : sequence of Volume
         Each is shown on the display's axes of the first scan in whose space it lies; see
-        `napari_medai.ui.scans.shared_space`. Overlays of DICOM files become layers of labels.
+        `napari_medai.ui.scans.shared_space`. Overlays of DICOM files become layers of labels; segmentations of some
+        slices of a scan that is shown get all of its slices.
     """
     from napari_medai.ui.layers import volume_to_layers
     from napari_medai.ui.placement import METADATA_KEY, record
-    from napari_medai.ui.scans import is_scan, on_its_slice, shared_space, viewer_layers
+    from napari_medai.ui.scans import is_scan, on_its_scan, on_its_slice, shared_space, viewer_layers
     from napari_medai.ui.viewing import attach_current
 
     attach_current()
@@ -228,7 +229,7 @@ def layers_of(volumes: Sequence[Volume]) -> list[LayerData]:
     made: list[LayerData] = []
     for volume in volumes:
         for one in (volume, *_overlays(volume)):
-            one = on_its_slice(one, shown)
+            one = on_its_scan(on_its_slice(one, shown), shown)
             layers = volume_to_layers(one, to_world=shared_space(one, shown))
             shown += [layer[1]["metadata"][METADATA_KEY] for layer in layers]
             made += layers

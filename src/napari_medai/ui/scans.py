@@ -292,6 +292,27 @@ def on_its_slice(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Volume:
     return deep if parallel or volume.meta.get("is_labels") else volume
 
 
+def on_its_scan(volume: Volume, shown: Iterable[Mapping[str, Any]]) -> Volume:
+    """Labels of some slices of a scan as labels of all of them, if the scan is shown; else as they are.
+
+    Segmentations are stored for the slices that they are not empty on. They are corrected on others too.
+    """
+    space = volume.meta.get("frame_of_reference_uid")
+    if not volume.meta.get("is_labels") or volume.ndim_spatial != 3 or not space:
+        return volume
+    for scan in (r["volume"] for r in shown if r["volume"].meta.get("frame_of_reference_uid") == space):
+        if scan.ndim_spatial != 3 or scan.meta.get("is_labels") or scan.grid.same_place(volume.grid):
+            continue
+        place = volume.grid.place_in(scan.grid)
+        if place is not None:
+            lead = volume.axes.index("z")
+            whole = np.zeros((*volume.shape[:lead], *scan.grid.shape), volume.dtype)
+            part = whole.transpose((*range(lead), *(lead + n for n in place[0])))
+            part[(..., *place[1])] = volume.array
+            return volume.replace(array=whole, affine=scan.affine)
+    return volume
+
+
 def _holds(scan: Mapping[str, Any], volume: Volume) -> bool:
     """Whether a volume's centre lies in the box of a scan."""
     centre = index_to_world(volume.affine, (np.array(volume.grid.shape) - 1) / 2)

@@ -398,3 +398,9 @@ def test_the_reason_of_a_split_is_said(write: Write, tmp_path: Path) -> None:
     assert finding == (
         "The series holds 3 images that do not form one stack (different size, orientation); this is number 3."
     )
+
+
+def test_a_missing_slice_of_stored_values_is_not_air(write_stack: Write) -> None:
+    folder = write_stack("ct", [0, 2, 6, 8], RescaleIntercept=-1024, RescaleSlope=1)
+    assert (dicom.open_volume(folder).numpy()[2] == -1000).all()
+    assert (dicom.open_volume(folder, values="stored").numpy()[2] == 0).all()

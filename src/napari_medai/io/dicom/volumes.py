@@ -179,7 +179,8 @@ def _padding(header: Header, plane: Plane) -> tuple[float, float] | None:
 
 def _blank(frame: Frame, plane: Plane, dtype: np.dtype[Any]) -> float:
     padding = _padding(frame.header, plane)
-    nothing = float(_AIR) if frame.header.text("Modality") == "CT" else 0.0
+    air = frame.header.text("Modality") == "CT" and plane.limits[0] <= _AIR  # not where stored values are wanted
+    nothing = float(_AIR) if air else 0.0
     value = nothing if padding is None else padding[0]
     if dtype.kind == "f":
         return value
