@@ -252,13 +252,13 @@ def _names_of(expected: Saved | None) -> dict[int, str] | None:
 
 def _modality(path: Path) -> str:
     """Of a DICOM file or of the first one in a folder, ``"OT"`` (other) if it does not say; empty for all else."""
-    from napari_medai.io.dicom.references import references_of
+    from napari_medai.io.dicom.references import modality_of
 
     lead = files_of(path)[0]
     with lead.open("rb") as file:
         if file.read(132)[_DICM] != b"DICM":
             return ""
-    return references_of(lead).modality or "OT"
+    return modality_of(lead) or "OT"
 
 
 def _own(path: Path) -> Labels:

@@ -37,6 +37,17 @@ class References:
     instances: frozenset[str]
 
 
+def modality_of(path: Path) -> str:
+    """The modality of an object, without reading what it refers to; empty if it does not say.
+
+    Raises
+    ------
+    ReadError
+        The file is not DICOM or is damaged.
+    """
+    return str(_dataset(path).get("Modality", "") or "")
+
+
 def references_of(path: Path) -> References:
     """Read what an object refers to, anywhere in it.
 
