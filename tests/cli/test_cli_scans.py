@@ -11,12 +11,14 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import BasicTextSRStorage
 from typer.testing import CliRunner
 
 from napari_medai.cli import app
 from napari_medai.core.contours import Contour, Contours, Region
+from napari_medai.core.errors import SeriesChoiceError
 from napari_medai.io import list_series, save
 from napari_medai.io.dicom import headers, rtstruct, series
 from tests.io.dicom.conftest import dataset
@@ -52,6 +54,63 @@ def test_info_says_what_was_not_read(disc: Path) -> None:
     text = " ".join(RUN.invoke(app, ["info", str(disc)]).stdout.split())
     assert "1 other files were not read (not DICOM)." in text
     assert "Doe" not in said + text
+
+
+def test_convert_says_what_is_missing(disc: Path, several: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.nii.gz"
+    done = RUN.invoke(app, ["convert", str(disc), str(target)])
+    assert done.stdout.splitlines() == [str(target)]
+    said = done.stderr.splitlines()
+    assert "out.nii.gz: 1 of 5 slices are missing (counted from 0: 3); they are left blank." in said
+    assert any("hold no pixels" in line for line in said)
+    assert all(line.startswith("out.nii.gz: ") for line in said)
+    # into a folder, each by its own name
+    shutil.copy(several / "0", several / "again")
+    done = RUN.invoke(app, ["convert", str(several), str(tmp_path / "folder")])
+    assert len(done.stdout.splitlines()) == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("7_Chest_1_0.nii.gz: ")
+    assert "same instance UID" in line
+
+
+def test_info_fits_a_narrow_terminal(disc: Path) -> None:
+    lines = RUN.invoke(app, ["info", str(disc)]).stdout.splitlines()
+    uid = json.loads(RUN.invoke(app, ["info", str(disc), "--json"]).stdout)["series"][0]["uid"]
+    assert lines[0].split() == ["no.", "modality", "description", "size", "spacing", "orientation", "files"]
+    assert lines[1].split()[:3] == ["7", "CT", "Chest"]
+    assert lines[1].split()[-2:] == ["SPL", "4"]
+    assert lines[2] == f"  {uid}"
+    assert "  - 1 of 5 slices are missing (counted from 0: 3); they are left blank." in lines
+    # said of the whole, and not again of each image
+    assert sum("hold no pixels" in line for line in lines) == 1
+
+
+def test_no_orientation_is_made_up(tmp_path: Path) -> None:
+    ds = dataset(np.zeros((4, 6), np.uint16), Modality="CR", ImagerPixelSpacing=[0.1, 0.1])
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        if keyword in ds:
+            delattr(ds, keyword)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    (row,) = json.loads(RUN.invoke(app, ["info", str(tmp_path / "a.dcm"), "--json"]).stdout)["series"]
+    assert (row["units"], row["spacing"], row["orientation"]) == ("mm", [0.1, 0.1], "")
+    assert RUN.invoke(app, ["info", str(tmp_path / "a.dcm")]).stdout.splitlines()[1].split()[-2:] == ["-", "1"]
+
+
+def test_series_by_number(several: Path, tmp_path: Path) -> None:
+    for n, file in enumerate(sorted(several.iterdir())):
+        ds = pydicom.dcmread(file)
+        ds.SeriesNumber = (4, 4, 5)[n % 3]
+        ds.PixelData = np.full((4, 6), n, np.uint16).tobytes()
+        ds.save_as(file)
+    out = tmp_path / "out.nii"
+    done = RUN.invoke(app, ["convert", str(several), str(out), "--series", "5"])
+    assert done.exit_code == 0, done.output
+    assert np.unique(np.asanyarray(nibabel.load(out).dataobj)).tolist() == [2, 5]
+    for words in (["--series", "4"], []):
+        done = RUN.invoke(app, ["convert", str(several), str(out), *words])
+        assert isinstance(done.exception, SeriesChoiceError)
+        assert "(medai: --series …)" in str(done.exception)
+        assert len(done.exception.series) == (2 if words else 3)
 
 
 def test_repairs_by_option(disc: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_medai.core.errors import ParamsError
+from napari_medai.core.errors import ParamsError, SeriesChoiceError
 from napari_medai.core.volume import Volume
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Series = Annotated[str, typer.Option("--series", help="Series UID, where a folder holds several.")]
+Series = Annotated[str, typer.Option("--series", help="Series UID or number, where there are several.")]
 
 
 Repair = Annotated[
@@ -71,4 +71,26 @@ def open_scan(source: Path, series: str, repair: str = "", values: str = "") -> 
     """Open what a command was given."""
     from napari_medai.io import open as open_volume
 
-    return open_volume(source, series_uid=series, **reading(source, repair, values))
+    return open_volume(source, series_uid=chosen(source, series), **reading(source, repair, values))
+
+
+def chosen(source: Path, series: str) -> str:
+    """The UID of the series that was asked for by its UID or its number.
+
+    Raises
+    ------
+    SeriesChoiceError
+        Several images have that number.
+    """
+    if not (series.isascii() and series.isdecimal()):
+        return series
+    from napari_medai.io import list_series
+
+    found = list_series(source)
+    # the images of a microscope's file have numbers for UIDs
+    alike = [one for one in found if one.number == int(series)]
+    if not alike or any(one.uid == series for one in found):
+        return series
+    if len(alike) > 1:
+        raise SeriesChoiceError(source.name, alike)
+    return alike[0].uid

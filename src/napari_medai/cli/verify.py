@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table as RichTable
 
-from napari_medai.cli.options import Json, Series
+from napari_medai.cli.options import Json, Series, chosen
 from napari_medai.terminal import console, print_json
 
 Against = Annotated[
@@ -21,7 +21,7 @@ def verify(result: Path, against: Against = None, series: Series = "", as_json: 
     from napari_medai.io.verify import as_dict
     from napari_medai.io.verify import verify as verify_file
 
-    report = verify_file(result, against, series_uid=series)
+    report = verify_file(result, against, series_uid=series if against is None else chosen(against, series))
     if as_json:
         print_json(as_dict(report))
     elif report.skipped:

@@ -74,7 +74,8 @@ class SeriesChoiceError(ReadError):
     def __init__(self, where: str, series: Sequence[SeriesInfo]) -> None:
         self.series = tuple(series)
         listing = "\n".join(f"  {s}" for s in self.series)
-        super().__init__(f"{len(self.series)} series in {where}; pass series_uid=… with one of:\n{listing}")
+        how = "pass series_uid=… (medai: --series …) with one of"
+        super().__init__(f"{len(self.series)} series in {where}; {how}:\n{listing}")
 
 
 class WriteError(MedaiError):

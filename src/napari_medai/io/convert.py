@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo, WriteError
+from napari_medai.core.volume import Volume
 from napari_medai.io import find_writer, list_series, open, save
 
 # Long enough for a description (0008,103E: 64 characters), short enough for every file system.
@@ -25,6 +27,7 @@ def convert(
     against: str | os.PathLike[str] | None = None,
     check: bool = True,
     dicom: bool = False,
+    tell: Callable[[Path, Volume], None] | None = None,
     **options: Any,
 ) -> list[Path]:
     """Convert an image, or every series of a folder.
@@ -45,6 +48,9 @@ def convert(
         Read what was written back; see `napari_medai.io.save`.
     dicom : bool
         ``dst`` is a folder and gets a folder with a derived DICOM series for each series, in place of a NIfTI.
+    tell : callable, optional
+        Given each file that was written and what it was made of, whose ``meta["findings"]`` say what is missing or was
+        made up.
     **options
         Of `napari_medai.open`, e.g. ``repair=("tilt",)``.
 
@@ -62,8 +68,12 @@ def convert(
         The folder cannot be made or a file not be written.
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    tell = tell or _untold
     if not dicom and not dst.is_dir() and _names_a_file(dst):
-        return [save(open(src, series_uid=series_uid, **options), dst, check=check, against=against)]
+        volume = open(src, series_uid=series_uid, **options)
+        written = save(volume, dst, check=check, against=against)
+        tell(written, volume)
+        return [written]
     series = [s for s in list_series(src) if series_uid in ("", s.uid)]
     if not series:
         raise ReadError(f"{src} has no series {series_uid!r}; list them with medai info.")
@@ -80,6 +90,7 @@ def convert(
             name = unique(file_name(info, volume.name).removesuffix(_NIFTI if dicom else ""), taken)
             done.append(save(volume, dst / name, check=check))
             taken.add(name.lower())
+            tell(done[-1], volume)
         except WriteError:
             raise
         except MedaiError as error:
@@ -90,6 +101,10 @@ def convert(
             + "\n".join(failed)
         )
     return done
+
+
+def _untold(_path: Path, _volume: Volume) -> None:
+    """What was found is not asked for."""
 
 
 def file_name(series: SeriesInfo, otherwise: str = "image") -> str:

@@ -138,6 +138,9 @@ class Image:
         if self.stack.directions is not None and "axis_t" in volume.meta:
             axis = {**volume.meta["axis_t"], "directions": self.stack.directions}
             volume = volume.replace(meta={**volume.meta, "axis_t": axis})
+        lead = self.stack.frames[0]
+        if lead.place is None and not lead.levels:
+            volume = volume.replace(meta={**volume.meta, "oriented": False})
         return repaired(volume, self.stack, self.repair)
 
     def opened(self, source: str = "", values: str = "") -> Volume:
