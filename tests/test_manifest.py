@@ -20,6 +20,11 @@ VIEWER_FORMATS = ("dicom", "nifti")
 # pairs of header and pixels are read by script and shell; `*.img` and `*.hdr` mean other things to other plugins
 SHELL_SUFFIXES = (".hdr", ".img")
 
+# what layers are saved as, by suffix
+WRITTEN = {"image": ("nifti", "nrrd", "dicom"), "labels": ("nifti", "nrrd", "surface", "dicom")}
+OTHER_SUFFIXES = {kind: {*SHELL_SUFFIXES, ".dicom", ".ima"} for kind in WRITTEN}
+OTHER_SUFFIXES["image"] |= {".seg.nrrd"}
+
 # docks that are no stage
 OTHER_DOCKS = {"napari-medai.archive", "napari-medai.browser"}
 
@@ -65,6 +70,13 @@ def test_formats(manifest):
         and ("*" if suffix.startswith(".") else "") + suffix not in readers.get(f"napari-medai.read_{name}", [])
     ]
     assert not lines, _missing(lines)
+
+
+@pytest.mark.parametrize("kind", ["image", "labels"])
+def test_writers(manifest, kind):
+    offered = {e for w in manifest.contributions.writers if w.layer_types == [kind] for e in w.filename_extensions}
+    wanted = {suffix for name in WRITTEN[kind] for suffix in FORMATS[name].suffixes} - OTHER_SUFFIXES[kind]
+    assert offered == wanted
 
 
 def test_stages(manifest):

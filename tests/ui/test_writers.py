@@ -13,8 +13,11 @@ import napari_medai as medai
 from napari_medai.core.errors import WriteError
 from napari_medai.core.geometry import index_to_world, to_ras
 from napari_medai.core.result import Boxes, Mask
+from napari_medai.io.surface import read_surfaces
+from napari_medai.io.verify import verify
 from napari_medai.ui import scans
 from napari_medai.ui.layers import result_to_layers, volume_to_layer
+from napari_medai.ui.scans import layer_to_volume
 from napari_medai.ui.writers import points_table, save_layer, shapes_table, write_image, write_labels
 
 
@@ -50,6 +53,40 @@ def test_image(tmp_path, oblique_scan):
     back = medai.open(path)
     np.testing.assert_array_equal(back.numpy(), oblique_scan.array)
     assert back.grid.same_place(oblique_scan.grid)
+
+
+def test_other_formats_of_layers(make_napari_viewer, tmp_path, oblique_scan):
+    viewer = make_napari_viewer()
+    viewer._add_layer_from_data(*volume_to_layer(oblique_scan))
+    viewer._new_labels()
+    scan, labels = viewer.layers
+    labels.data[1:3, 2:5, 3:6] = 2
+    for name in ("a.seg.nrrd", "b.nrrd", "c.stl", "d.obj"):
+        path = tmp_path / name
+        assert labels.save(str(path)) == [str(path)]
+        assert verify(path, expected=layer_to_volume(labels, [scan])).ok
+    back = medai.open(tmp_path / "a.seg.nrrd")
+    assert back.meta["is_labels"]
+    assert back.grid.same_place(oblique_scan.grid)
+    np.testing.assert_array_equal(back.numpy(), labels.data)
+    (surface,) = read_surfaces(tmp_path / "c.stl")
+    assert surface.value == 2
+    assert scan.save(str(tmp_path / "scan.nrrd")) == [str(tmp_path / "scan.nrrd")]
+    np.testing.assert_array_equal(medai.open(tmp_path / "scan.nrrd").numpy(), oblique_scan.numpy())
+
+
+def test_what_a_writer_cannot_do_says_what_it_can(tmp_path, oblique_scan):
+    data, state, _ = layer_of(volume_to_layer(oblique_scan)).as_layer_data_tuple()
+    labels = np.ones(oblique_scan.shape, np.uint8)
+    for write, pixels, name, said in (
+        (write_image, data, "a.stl", "save it as .nii.gz"),
+        (write_image, data, "a.seg.nrrd", r"save the rest as .nrrd or .nii.gz"),
+        (write_image, data, "a.mha", r"end the name in one of: .*\.nii\.gz.*\.nrrd"),
+        (write_labels, labels, "a.sr.dcm", r"end the name in one of: .*\.seg\.nrrd.*\.stl"),
+    ):
+        with pytest.raises(WriteError, match=said):
+            write(str(tmp_path / name), pixels, state if write is write_image else {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_result_carries_its_record_and_colours(tmp_path, oblique_scan, provenance):

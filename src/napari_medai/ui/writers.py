@@ -20,12 +20,12 @@ _UNIT_SUFFIX = {"mm": "mm", "um": "um", "pixel": "px"}
 
 
 def write_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """napari writer: an image layer as NIfTI.
+    """napari writer: an image layer as NIfTI or NRRD.
 
     Parameters
     ----------
     path : str
-        Ends in ``.nii`` or ``.nii.gz``.
+        Ends in ``.nii``, ``.nii.gz`` or ``.nrrd``.
     data : array
         Pixels of the layer.
     attributes : dict
@@ -45,7 +45,7 @@ def write_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
 
 
 def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """napari writer: a labels layer as NIfTI, in the place of the scan it was painted on; see `write_image`."""
+    """napari writer: a labels layer as NIfTI, NRRD or surfaces, in the place of its scan; see `write_image`."""
     return [save_layer(_layer(data, attributes, "labels"), path)]
 
 
