@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from napari_medai.core.geometry import SAME_PLACE_MM, to_ras
 from napari_medai.core.volume import Volume
+from napari_medai.io import save
 from napari_medai.io.dicom import open_volume
 
 ROOT = Path(os.environ.get("MEDAI_CORPUS", "")) if os.environ.get("MEDAI_CORPUS") else None
@@ -134,3 +135,12 @@ def test_a_missing_slice_is_interpolated_by_choice() -> None:
     folder = next(ROOT.rglob("failing/sliceincrement/001"))
     volume = open_volume(folder, repair=("missing",)).numpy().astype(float)
     assert np.abs(volume[3] - (volume[2] + volume[4]) / 2).max() <= 0.5
+
+
+def test_mosaics_become_a_derived_series_of_slices(tmp_path: Path) -> None:
+    assert ROOT is not None
+    scan = open_volume(next(ROOT.rglob("siemens/fmri/001")))
+    save(scan, tmp_path / "derived")
+    again = open_volume(tmp_path / "derived")
+    np.testing.assert_array_equal(again.numpy(), scan.numpy())
+    np.testing.assert_allclose(again.affine, scan.affine, atol=1e-3)

@@ -342,7 +342,9 @@ def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) 
     refers = _references(path)
     own = str(scan.meta.get("frame_of_reference_uid", ""))
     # a report of planar regions has none of its own
-    if refers.frame_of_reference_uid or (own and refers.modality != "SR"):
+    if not own:
+        yield Check("frame of reference of the scan", True, "the scan names none, so that one was made up")
+    elif refers.frame_of_reference_uid or refers.modality != "SR":
         same = refers.frame_of_reference_uid == own
         yield Check("frame of reference of the scan", same, "yes" if same else "another one")
     source = _source(scan)

@@ -264,7 +264,8 @@ def _share_voxels(layer: Any, others: list[Any]) -> None:
         volume = known["volume"]
         axes = volume.axes.removesuffix("s")
         dtype = layer.data.dtype
-        meta = {k: v for k, v in volume.meta.items() if k in ("frame_of_reference_uid", "series_uid", "axis_t")}
+        kept = ("frame_of_reference_uid", "series_uid", "axis_t", "repaired")
+        meta = {k: v for k, v in volume.meta.items() if k in kept}
         empty = np.zeros(volume.shape[: len(axes)], dtype)
         labels = volume.replace(
             array=empty, axes=axes, modality="SEG", name=layer.name, meta={**meta, "is_labels": True}

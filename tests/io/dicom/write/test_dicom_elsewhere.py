@@ -135,3 +135,43 @@ def test_images_along_t(tmp_path: Path, write_ct: Callable[..., Path]) -> None:
     assert "images along t" in str(done.exception)
     one = Mask(twice.take("t", 1), RUN, {1: "brain"})
     assert verify(medai.save(one, tmp_path / "m.dcm"), tmp_path / "ct").faults == ()
+
+
+def test_labels_beside_the_scan_are_refused_though_the_grids_overlap(
+    tmp_path: Path, write_ct: Callable[..., Path]
+) -> None:
+    scan = medai.open(write_ct(tmp_path / "ct"))
+    depth, rows, columns = scan.shape
+    wide = np.zeros((depth, rows, 3 * columns), np.uint8)
+    wide[:, :, 2 * columns :] = 1
+    affine = np.array(scan.affine)
+    affine[2, 2] *= 0.999  # on voxels of its own
+    mask = scan.replace(array=wide, affine=affine, meta={**scan.meta, "is_labels": True, "label_names": {1: "lesion"}})
+    with pytest.raises(WriteError, match="None of the labelled voxels lies inside"):
+        medai.save(mask, tmp_path / "seg.dcm", against=scan)
+    assert not (tmp_path / "seg.dcm").exists()
+    wide[:, 2:5, 2:5] = 1
+    assert medai.save(mask.replace(array=wide), tmp_path / "seg.dcm", against=scan).exists()
+
+
+def test_a_segmentation_of_a_scan_without_a_frame_of_reference_verifies(
+    tmp_path: Path, write_ct: Callable[..., Path]
+) -> None:
+    folder = without_frame(write_ct(tmp_path / "ct"))
+    scan = medai.open(folder)
+    path = medai.save(medai.labels(scan.numpy() > np.median(scan.numpy()), scan, {1: "liver"}), tmp_path / "seg.dcm")
+    assert verify(path, folder).ok
+
+
+@pytest.mark.parametrize("name", ["ISO 2022 IR 100", "ISO 2022 IR 6"])
+def test_a_single_character_set_under_the_name_for_several(
+    tmp_path: Path, write_ct: Callable[..., Path], errors_of: Callable[[Path], list[str]], name: str
+) -> None:
+    folder = write_ct(tmp_path / "ct")
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SpecificCharacterSet = name
+        dataset.save_as(file)
+    scan = medai.open(folder)
+    path = medai.save(medai.labels(scan.numpy() > np.median(scan.numpy()), scan, {1: "liver"}), tmp_path / "seg.dcm")
+    assert errors_of(path) == []

@@ -157,12 +157,14 @@ class _Series:
     def slices(self) -> list[Dataset]:
         """One instance for each slice, those of one time point after the other."""
         found: list[Dataset] = []
+        planes = [plane for row in self.placed.sources for plane in row if plane is not None]
+        tiled = len({id(plane.dataset) for plane in planes}) < len(planes)  # a mosaic's position is that of all tiles
         for t, row in enumerate(self.placed.sources):
             for z, plane in enumerate(row):
                 template = plane or self._nearest(t, z)
                 dataset = self._start(template.dataset)
                 dataset.InstanceNumber = len(found) + 1
-                if plane is None or not self.placed.own_grid:
+                if plane is None or tiled or not self.placed.own_grid:
                     self._move(dataset, z)
                 self._pixels(dataset, self.values.pixels[t, z])
                 self._rescale(dataset)

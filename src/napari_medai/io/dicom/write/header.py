@@ -28,6 +28,8 @@ _IDENTITY = ("PatientName", "PatientID", "ReferringPhysicianName", "IssuerOfPati
 _CHECKED = ("DA", "TM", "DT", "AS", "CS", "DS", "IS", "LO", "SH", "PN")
 _DATE = re.compile(r"(\d{4})[.\-/](\d\d)[.\-/](\d\d)")
 _TIME = re.compile(r"(\d\d):(\d\d)(?::(\d\d(?:\.\d{1,6})?))?")
+# These have several bytes for a letter and stand beside another set in any case.
+_EXTENDED_ONLY = ("ISO 2022 IR 87", "ISO 2022 IR 159", "ISO 2022 IR 149", "ISO 2022 IR 58")
 _SEXES = ("M", "F", "O")
 
 
@@ -109,6 +111,12 @@ def conform(dataset: Dataset) -> tuple[str, ...]:
         else:
             del dataset[tag]
             notes.append(f"{keyword} of the scan is not valid and was left out.")
+    sets = dataset.get("SpecificCharacterSet")
+    if sets == "ISO 2022 IR 6":
+        del dataset.SpecificCharacterSet  # the default, which has no name of its own
+    elif isinstance(sets, str) and sets.startswith("ISO 2022 IR ") and sets not in _EXTENDED_ONLY:
+        # PS3.3 C.12.1.1.2: a single set has no code extensions, and is called otherwise
+        dataset.SpecificCharacterSet = sets.replace("ISO 2022 IR ", "ISO_IR ")
     for keyword in MAY_BE_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")

@@ -112,6 +112,8 @@ def segmentation(
     colors = record.get("label_colors") or labels.meta.get("label_colors") or {}
     colors = {int(k): tuple(v) for k, v in dict(colors).items()}
     values = _values(pixels, names)
+    if placed.own_grid is False and pixels.any():
+        _check_inside(labels, source)
     provenance = dict(record.get("provenance") or labels.meta.get("provenance") or {})
     binary = is_binary(labels, kind)
     if stacked and not binary and _overlap(pixels):
@@ -132,6 +134,14 @@ def segmentation(
     refer(dataset, source, placed, codes.cid7203.SegmentationImageDerivation, made_by(record))
     finish(dataset, source, f"Segmentation {provenance.get('model', '')}".strip())
     return dataset
+
+
+def _check_inside(labels: Volume, source: Source) -> None:
+    from napari_medai.io.agreement import share_inside
+    from napari_medai.io.readback import of_volume
+
+    if share_inside(of_volume(labels), source.volume.grid) == 0:
+        raise WriteError("None of the labelled voxels lies inside the scan; give the scan that they were made on.")
 
 
 def _integers(volume: Volume) -> NDArray[Any]:
