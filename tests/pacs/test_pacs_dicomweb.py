@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import RLELossless
+from pydicom.uid import BasicTextSRStorage, RLELossless
 
 import napari_medai as medai
 from napari_medai.core.errors import ArchiveError, ParamsError, WriteError
@@ -346,3 +346,25 @@ def test_only_uids_reach_paths_and_addresses():
     path = instance_path(Path("out"), "../..", "/etc/passwd")
     assert path.resolve().is_relative_to(Path("out").resolve())
     assert instance_path(Path("out"), "..", "..").resolve().is_relative_to(Path("out").resolve())
+
+
+def test_the_example_of_the_documentation(filled: Orthanc, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = (Path(__file__).parents[2] / "docs" / "pacs.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "open_remote(" in code
+    # a study of one CT slice and a report
+    study = f"{OTHER_STUDY}.20"
+    report = ct_slice(pixels()[1], 1, f"{study}.2")
+    del report.PixelData
+    report.Modality, report.SOPClassUID = "SR", BasicTextSRStorage
+    report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    for n, ds in enumerate((ct_slice(pixels()[0], 0, f"{study}.1"), report)):
+        ds.StudyInstanceUID, ds.PatientID, ds.StudyDate = study, "ID-3", "20240302"
+        ds.save_as(tmp_path / f"{n}.dcm", enforce_file_format=True)
+    web = connect(filled.web)
+    web.push([tmp_path], Progress()).check("pushed to", filled.web)
+    assert {s.modality for s in web.find_series(Query(study_uid=study))} == {"CT", "SR"}
+    exec(code.replace("http://127.0.0.1:8042/dicom-web", filled.web), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("(24, 20) ") for line in shown)
+    assert sum(line.startswith(f"({SLICES}, 24, 20) ") for line in shown) >= 2
