@@ -89,3 +89,22 @@ def test_nothing_to_draw(mask, oblique_scan, tmp_path):
     with pytest.raises(WriteError, match="no voxel is labelled"):
         medai.save(empty, tmp_path / "a.obj")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".stl", ".obj"])
+def test_against_other_files(mask, tmp_path, suffix):
+    path = medai.save(mask, tmp_path / f"a{suffix}")
+    assert verify(path).ok
+    labels = medai.save(mask, tmp_path / "labels.nii.gz")
+    report = verify(path, labels)
+    assert report.ok
+    assert report.checks[0].what == "a surface for each label"
+    moved = mask.labels.affine.copy()
+    moved[:3, 3] += moved[:3, 0]
+    other = medai.save(mask.labels.replace(affine=moved, meta={"is_labels": True}), tmp_path / "other.nii.gz")
+    assert any("lies on its voxels" in fault for fault in verify(path, other).faults)
+    image = mask.labels.replace(array=np.zeros(mask.labels.shape, np.float32), meta={})
+    assert verify(path, medai.save(image, tmp_path / "scan.nii.gz")).ok
+    moved[:3, 3] += 100 * moved[:3, 0]
+    away = verify(path, medai.save(image.replace(affine=moved), tmp_path / "away.nii.gz"))
+    assert away.faults == ("inside the scan's field of view: 0.0% of the vertices",)

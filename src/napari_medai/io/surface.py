@@ -253,6 +253,20 @@ def verify_surface(path: Path, expected: Saved | None) -> Iterator[tuple[str, bo
         )
 
 
+def verify_on(path: Path, scan: Volume) -> Iterator[tuple[str, bool, str]]:
+    """Whether surfaces enclose the labels of another file, or lie on a scan; yields as `verify_surface`."""
+    if scan.meta.get("is_labels"):
+        yield from verify_surface(path, scan)
+        return
+    yield from verify_surface(path, None)
+    vertices = np.concatenate([surface.vertices for surface in read_surfaces(path)])
+    index = world_to_index(scan.affine, vertices[:, ::-1])
+    margin = 0.5 + SAME_PLACE_MM / np.asarray(scan.grid.spacing)
+    inside = (index >= -margin) & (index <= np.asarray(scan.grid.shape) - 1 + margin)
+    share = float(inside.all(axis=1).mean())
+    yield "inside the scan's field of view", share == 1, f"{share:.1%} of the vertices"
+
+
 def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from scipy import ndimage
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Saved = Volume | Result | Contours
 PathLike = str | os.PathLike[str]
 _DICM = slice(128, 132)
+_SURFACES = (".stl", ".obj")
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ def verify(
     if against is None or report.skipped:
         return report
     scan = against if isinstance(against, Volume) else _scan(path, against, series_uid)
+    if path.suffix.lower() in _SURFACES:
+        from napari_medai.io.surface import verify_on
+
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_on(path, scan)))
     labels, checks = list(report.labels), list(report.checks)
     readers = _readers(path, scan.grid if scan.units == "mm" else None)
     if scan.meta.get("is_labels"):
@@ -176,7 +181,7 @@ def _under(path: Path, name: str) -> Iterator[Path]:
 def _compare(path: Path, expected: Saved | None) -> Report:
     """The file against what was saved, or its readers against one another."""
     suffix = path.suffix.lower()
-    if suffix in (".stl", ".obj"):
+    if suffix in _SURFACES:
         from napari_medai.io.surface import verify_surface
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_surface(path, expected)))
