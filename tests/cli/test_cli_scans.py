@@ -49,10 +49,10 @@ def test_info_says_what_was_not_read(disc: Path) -> None:
     assert row["files"] == 4
     assert "1 of 5 slices are missing (counted from 0: 3); they are left blank." in row["findings"]
     said = "\n".join(shown["findings"])
-    assert "1 other files were not read (not DICOM)." in said
+    assert "1 other file was not read (not DICOM)." in said
     assert "2 DICOM files hold no pixels (1 CT Image Storage, 1 Basic Text SR Storage)." in said
     text = " ".join(RUN.invoke(app, ["info", str(disc)]).stdout.split())
-    assert "1 other files were not read (not DICOM)." in text
+    assert "1 other file was not read (not DICOM)." in text
     assert "Doe" not in said + text
 
 

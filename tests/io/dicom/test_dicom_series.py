@@ -123,7 +123,7 @@ def test_duplicates_are_left_out_and_said(write_stack: Write, write: Write) -> N
     again.unlink()
     volume = dicom.open_volume(folder)
     assert volume.shape == (3, 4, 6)
-    assert volume.meta["findings"] == ("1 files are copies of others (same instance UID) and were left out.",)
+    assert volume.meta["findings"] == ("1 file is a copy of another (same instance UID) and was left out.",)
 
 
 def test_b_values_become_a_fourth_axis(write: Write, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_objects_without_pixels(write: Write, tmp_path: Path) -> None:
 def test_a_report_beside_the_slices_is_said(write: Write, write_stack: Write) -> None:
     folder = write_stack("ct", [0, 1])
     write("ct/report.dcm", SOPClassUID=BasicTextSRStorage, Modality="SR", SeriesInstanceUID="1.9")
-    assert "1 files beside it hold no pixels" in dicom.open_volume(folder).meta["findings"][0]
+    assert "1 file beside it holds no pixels" in dicom.open_volume(folder).meta["findings"][0]
 
 
 @pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])

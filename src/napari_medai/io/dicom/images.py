@@ -76,9 +76,12 @@ class Series:
             raise failed[0] if failed else NoImagesError("The series holds no image.")
         findings = list(self.findings)
         if copies:
-            findings.append(f"{copies} files are copies of others (same instance UID) and were left out.")
+            what = "file is a copy of another" if copies == 1 else "files are copies of others"
+            left_out = "was" if copies == 1 else "were"
+            findings.append(f"{copies} {what} (same instance UID) and {left_out} left out.")
         if failed:
-            findings.append(f"{len(failed)} files cannot be opened and were left out; the first: {failed[0]}")
+            what = "file cannot be opened and was" if len(failed) == 1 else "files cannot be opened and were"
+            findings.append(f"{len(failed)} {what} left out; the first: {failed[0]}")
         if any(header.repaired for header in self.headers):
             findings.append("Some header elements do not follow the standard.")
         findings += mosaic_findings(self.headers, "mosaic" in repair)

@@ -88,7 +88,7 @@ def survey(path: PathLike, progress: Progress | None = None) -> Survey:
         paths, closed = _files_below(here)
         if not paths and directory is not None:
             return survey(directory, progress)
-        notes = [f"{closed} folders may not be read."] if closed else []
+        notes = [f"{_files(closed, 'folder')} may not be read."] if closed else []
         return _series(here, paths, False, notes, progress)
     header = read_header(here)
     if is_dicomdir(header):
@@ -110,7 +110,7 @@ def survey(path: PathLike, progress: Progress | None = None) -> Survey:
         return Survey([Series(_made_up(header), [header])])
     headers, failed = read_headers(_siblings(here), progress)
     mine = [h for h in headers if h.pixel_keyword and h.text("SeriesInstanceUID") == uid and h.path != os.fspath(here)]
-    beside = [f"{len(failed)} files beside it cannot be read."] if failed else []
+    beside = [f"{_files(len(failed))} beside it cannot be read."] if failed else []
     return Survey([Series(uid, [header, *mine], beside)], tuple(beside))
 
 
@@ -156,10 +156,10 @@ def _series(
     for header in images:
         groups.setdefault(header.text("SeriesInstanceUID") or _made_up(header), []).append(header)
     found = [Series(uid, group) for uid, group in groups.items()]
-    beside = [f"{len(failed)} files beside it cannot be read."] if failed else []
+    beside = [f"{_files(len(failed))} beside it cannot be read."] if failed else []
     left = [header for header in others if not is_structure_set(header)]  # which are listed themselves
     if left:
-        beside.append(f"{len(left)} files beside it hold no pixels (e.g. {what_it_is(left[0])}).")
+        beside.append(f"{_files(len(left))} beside it {_hold(left)} no pixels (e.g. {what_it_is(left[0])}).")
     for series in found:
         series.findings += beside
         series.beside = others
@@ -169,12 +169,21 @@ def _series(
 
 def _not_read(foreign: int, failed: Sequence[ReadError], others: Sequence[Header]) -> list[str]:
     """What of a place is in no series."""
-    notes = [f"{len(failed)} DICOM files cannot be read; the first: {failed[0]}"] if failed else []
+    notes = [f"{_files(len(failed), 'DICOM file')} cannot be read; the first: {failed[0]}"] if failed else []
     kinds = Counter(what_it_is(header) for header in others)
     if kinds:
         listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        notes.append(f"{len(others)} DICOM files hold no pixels ({listing}).")
-    return [*notes, f"{foreign} other files were not read (not DICOM)."] if foreign else notes
+        notes.append(f"{_files(len(others), 'DICOM file')} {_hold(others)} no pixels ({listing}).")
+    were = "was" if foreign == 1 else "were"
+    return [*notes, f"{_files(foreign, 'other file')} {were} not read (not DICOM)."] if foreign else notes
+
+
+def _files(count: int, what: str = "file") -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _hold(files: Sequence[Header]) -> str:
+    return "holds" if len(files) == 1 else "hold"
 
 
 def _made_up(header: Header) -> str:
