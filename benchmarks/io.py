@@ -76,7 +76,8 @@ def timed(ways: dict[str, Way], rounds: int) -> dict[str, float]:
 
 def forget() -> None:
     """Empty what the process remembers of files, so that each round starts anew."""
-    from napari_medai.io.dicom import headers, lazy
+    from napari_medai.io import lazy
+    from napari_medai.io.dicom import headers
 
     headers._read_header.cache_clear()
     lazy.CACHE.clear()

@@ -16,6 +16,7 @@ from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import ReadError
+from napari_medai.io.lazy import Whole, wrapped
 from napari_medai.io.nifti_wide import WIDE_BYTES, from_wide
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -298,6 +299,15 @@ def lazy(pixels: StoredPixels) -> Any:
     for axis in range(pixels.ndim - 2 - colour):
         inner = math.prod(pixels.shape[axis + 1 :])
         chunks[axis] = max(1, min(pixels.shape[axis], room // inner))
-    return da.from_array(
+    array = da.from_array(
         pixels, chunks=tuple(chunks), name=False, asarray=True, meta=np.empty((0,) * pixels.ndim, pixels.dtype)
     )
+    return wrapped(array, Whole(pixels, _whole))
+
+
+def _whole(pixels: StoredPixels, first: int | None) -> NDArray[Any]:
+    raw = pixels.raw()
+    part = raw if first is None else raw[first]
+    found = pixels.convert(part)
+    # what is decoded is kept for others, and whoever gets the array may write into it
+    return found.copy() if np.shares_memory(found, raw) else found

@@ -17,10 +17,10 @@ from napari_medai.core.errors import ReadError
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.decoding import Plane, all_bits
 from napari_medai.io.dicom.headers import Header, integers, text, value
-from napari_medai.io.dicom.lazy import PlanesArray, lazy
 from napari_medai.io.dicom.planes import Planes
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.io.dicom.whitelist import OVERLAY_ROWS
+from napari_medai.io.lazy import PlanesArray, lazy
 
 _WANTED = (0x10, 0x11, 0x15, 0x40, 0x50, 0x51, 0x100, 0x102, 0x3000)
 _LARGEST = 1 << 16

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.io.dicom.decoding import Plane, decode
-from napari_medai.io.dicom.lazy import lazy
+from napari_medai.io.lazy import lazy
 
 # Values beyond these cannot be told apart in float32, so whole numbers stay integers as far as they can.
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
@@ -75,7 +75,7 @@ class Planes:
         return found.reshape(ts.shape + zs.shape + inner)
 
     def lazy(self) -> da.Array:
-        """A dask array with one chunk for each plane; see `napari_medai.io.dicom.lazy`."""
+        """A dask array with one chunk for each plane; see `napari_medai.io.lazy`."""
         return lazy(self)
 
 

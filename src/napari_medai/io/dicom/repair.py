@@ -18,8 +18,8 @@ from napari_medai.core.errors import ParamsError
 from napari_medai.core.geometry import Affine, canonical_reorientation
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.geometry import LEFT_BLANK, SHEARED, UNEVEN
-from napari_medai.io.dicom.lazy import PlanesArray, Source, lazy
 from napari_medai.io.dicom.stacks import Stack
+from napari_medai.io.lazy import PlanesArray, Source, lazy
 
 # What `repair=` and `--repair` take.
 REPAIRS: Mapping[str, str] = MappingProxyType(

@@ -19,8 +19,8 @@ from napari_medai.core.errors import ReadError
 from napari_medai.core.geometry import scaling
 from napari_medai.io.dicom.decoding import stored_frame
 from napari_medai.io.dicom.headers import Header, frame_count, integers, items, number, numbers, text
-from napari_medai.io.dicom.lazy import CACHE
 from napari_medai.io.dicom.pixels import PixelFile
+from napari_medai.io.lazy import CACHE
 
 if TYPE_CHECKING:
     from napari_medai.io.dicom.frames import Frame

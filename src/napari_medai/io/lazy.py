@@ -174,21 +174,24 @@ class Whole:
 
     Attributes
     ----------
-    source : Source
-        The planes.
+    source : object
+        What is read.
+    reads : function
+        ``reads(source, first)`` gives all of it in memory, or what stands at one index of its first axis.
     time : int or None
-        The only t that is shown, without its axis.
+        The only index of the first axis that is shown, without this axis.
     views : tuple of functions
         What turns the array as read into the one that is shown: flips and permutations.
     """
 
-    source: Source
+    source: Any
+    reads: Callable[[Any, int | None], NDArray[Any]]
     time: int | None = None
     views: tuple[Callable[[NDArray[Any]], NDArray[Any]], ...] = ()
 
     def read(self) -> NDArray[Any]:
         """The whole array in memory."""
-        found = read_all(self.source, self.time)
+        found = self.reads(self.source, self.time)
         for view in self.views:
             found = view(found)
         return found
@@ -223,8 +226,8 @@ class PlanesArray(da.Array):  # type: ignore[misc]
         chosen, rest = (key[0], (slice(None), *key[1:])) if key else (None, ())
         if self.whole.time is None and not self.whole.views and isinstance(chosen, int) and self._shows_all(rest):
             at = replace(self.whole, time=chosen % self.shape[0])
-            return _wrapped(result, at.seen(lambda array: array[rest[1:]]))
-        return _wrapped(result, self.whole.seen(lambda array: array[index])) if self._shows_all(key) else result
+            return wrapped(result, at.seen(lambda array: array[rest[1:]]))
+        return wrapped(result, self.whole.seen(lambda array: array[index])) if self._shows_all(key) else result
 
     def _shows_all(self, key: tuple[Any, ...]) -> bool:
         return all(
@@ -236,10 +239,11 @@ class PlanesArray(da.Array):  # type: ignore[misc]
     def transpose(self, *axes: Any) -> Any:
         """See `dask.array.Array.transpose`."""
         result = super().transpose(*axes)
-        return result if result is self else _wrapped(result, self.whole.seen(lambda array: array.transpose(*axes)))
+        return result if result is self else wrapped(result, self.whole.seen(lambda array: array.transpose(*axes)))
 
 
-def _wrapped(array: da.Array, whole: Whole) -> PlanesArray:
+def wrapped(array: da.Array, whole: Whole) -> PlanesArray:
+    """A dask array with a quicker way to be read whole."""
     made = PlanesArray(array.dask, array.name, array.chunks, array.dtype, array._meta)
     made.__dict__["whole"] = whole
     return made
@@ -257,7 +261,7 @@ def lazy(source: Source) -> PlanesArray:
     leafed = Leafed(source)
     meta = np.empty((0,) * source.ndim, source.dtype)
     array = da.from_array(leafed, chunks=chunks, name=f"planes-{leafed.name}", meta=meta)
-    return _wrapped(array, Whole(source))
+    return wrapped(array, Whole(source, read_all))
 
 
 def read_all(source: Source, time: int | None = None) -> NDArray[Any]:

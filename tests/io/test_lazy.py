@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import ReadError
-from napari_medai.io.dicom import lazy
-from napari_medai.io.dicom.lazy import PlaneCache, PlanesArray, read_all
+from napari_medai.io import lazy
+from napari_medai.io.lazy import PlaneCache, PlanesArray, read_all
 
 
 class Numbered:
