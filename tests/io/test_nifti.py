@@ -529,3 +529,17 @@ def test_a_lazy_volume_is_written_slab_by_slab(tmp_path: Path) -> None:
     path = medai.save(Volume(lazy, "zyx", scaling((1, 1, 1)), "mm"), tmp_path / "lazy.nii")
     assert nibabel.load(path).get_fdata().sum() == 6 * 64
     assert largest <= 128
+
+
+def test_what_is_read_whole_may_be_written_to(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1, -1, 1, 1])), path)
+    volume = medai.open(path)
+    first = volume.numpy()
+    first[:] = 0
+    np.testing.assert_array_equal(np.asarray(volume.array[1]), values.transpose(2, 1, 0)[1])  # now it is kept
+    second = volume.numpy()
+    np.testing.assert_array_equal(second, values.transpose(2, 1, 0))
+    second[:] = 0
+    np.testing.assert_array_equal(volume.numpy(), values.transpose(2, 1, 0))

@@ -123,6 +123,15 @@ class StoredPixels:
             self._decoded = decoded
             return decoded
 
+    def raw_once(self) -> tuple[NDArray[Any], bool]:
+        """As `raw`, and whether nobody else has the array: a stream that was not decoded yet is not kept now.
+
+        A second copy of a large volume takes as long as decoding it, where memory is given out slowly.
+        """
+        if self.compressed and self._decoded is None:
+            return self._decode(), True
+        return self.raw(), False
+
     def _decode(self) -> NDArray[Any]:
         try:
             pixels = np.empty(self.shape, self.stored)
@@ -306,8 +315,7 @@ def lazy(pixels: StoredPixels) -> Any:
 
 
 def _whole(pixels: StoredPixels, first: int | None) -> NDArray[Any]:
-    raw = pixels.raw()
-    part = raw if first is None else raw[first]
-    found = pixels.convert(part)
-    # what is decoded is kept for others, and whoever gets the array may write into it
-    return found.copy() if np.shares_memory(found, raw) else found
+    raw, ours = pixels.raw_once()
+    found = pixels.convert(raw if first is None else raw[first])
+    # whoever gets the array may write into it, so that it is not the one that is kept for others
+    return found if ours or not np.shares_memory(found, raw) else found.copy()
