@@ -43,6 +43,15 @@ class Source(Protocol):
         """Decode what an index touches."""
 
 
+def spread(key: Any, ndim: int) -> tuple[Any, ...]:
+    """A basic index with one entry for each axis: what is left out, or stands for several, is whole."""
+    key = key if isinstance(key, tuple) else (key,)
+    if Ellipsis in key:
+        at = key.index(Ellipsis)
+        key = (*key[:at], *[slice(None)] * (ndim - len(key) + 1), *key[at + 1 :])
+    return (*key, *[slice(None)] * (ndim - len(key)))
+
+
 class PlaneCache:
     """Decoded planes, the ones used last, up to a number of bytes; each is decoded once, however many ask for it."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.io.dicom.decoding import Plane, decode
-from napari_medai.io.lazy import lazy
+from napari_medai.io.lazy import lazy, spread
 
 # Values beyond these cannot be told apart in float32, so whole numbers stay integers as far as they can.
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
@@ -57,11 +57,7 @@ class Planes:
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Decode the planes that a basic index touches, and no others."""
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key = (*key, *[slice(None)] * (self.ndim - len(key)))
+        key = spread(key, self.ndim)
         ts, zs = (np.arange(size)[index] for size, index in zip(self.shape[:2], key[:2], strict=True))
         rest = tuple(key[2:])
         if ts.size == 1 and zs.size == 1:

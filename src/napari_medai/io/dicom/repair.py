@@ -19,7 +19,7 @@ from napari_medai.core.geometry import Affine, canonical_reorientation
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.geometry import LEFT_BLANK, SHEARED, UNEVEN
 from napari_medai.io.dicom.stacks import Stack
-from napari_medai.io.lazy import PlanesArray, Source, lazy
+from napari_medai.io.lazy import PlanesArray, Source, lazy, spread
 
 # What `repair=` and `--repair` take.
 REPAIRS: Mapping[str, str] = MappingProxyType(
@@ -118,11 +118,7 @@ class Resampled:
         return (np.rint(plane) if self.dtype.kind in "iu" else plane).astype(self.dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key = (*key, *[slice(None)] * (self.ndim - len(key)))
+        key = spread(key, self.ndim)
         ts, zs = (np.arange(size)[index] for size, index in zip(self.shape[:2], key[:2], strict=True))
         planes = [self.plane(int(t), int(z))[key[2:]] for t in ts.flat for z in zs.flat]
         found: NDArray[Any] = np.stack(planes)
