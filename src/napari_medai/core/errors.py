@@ -106,6 +106,20 @@ class ModelFitError(ModelError):
     """The image is not what the model accepts."""
 
 
+class UntrustedError(ModelError):
+    """A package carries something that is run only if its owner allows it; the message says what and where.
+
+    Attributes
+    ----------
+    needs : tuple
+        One `napari_medai.models.spec.Need` for each thing found.
+    """
+
+    def __init__(self, message: str, needs: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.needs = tuple(needs)
+
+
 class DeviceError(MedaiError):
     """The device asked for is absent or ran out of memory beyond every fallback."""
 

@@ -84,7 +84,12 @@ class Run:
 
     @property
     def runner(self) -> Callable[..., Any]:
-        """The code that prepares the model's input and decodes its output: ``runner(volume, run, params)``."""
+        """The code that prepares the model's input and decodes its output: ``runner(volume, run, params)``.
+
+        What its owner allowed to run is run in a process of its own.
+        """
+        if self.model.grant is not None:
+            return load_runner("isolated")
         return load_runner(self.spec.runner)
 
     def note(self, message: str) -> None:

@@ -1,17 +1,28 @@
-"""Where models come from. `SOURCES` is the table; a new source is one file here and one row."""
+"""Where models come from: one door for every kind of package. `SOURCES` is the table.
+
+A new source is one file here and one row. Nothing in this folder imports torch or executes a byte of a package:
+`probe` parses, `load` decides whether it may be run, and the engine runs it.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 
-from napari_medai.core.errors import ModelNotFoundError
+from napari_medai.core.errors import ModelError, ModelNotFoundError, UntrustedError
 from napari_medai.models.spec import Model, ModelSpec
+from napari_medai.models.trust import Grant
 
-__all__ = ["SOURCES", "Model", "ModelSpec", "find_models", "load_model"]
+__all__ = ["SOURCES", "Model", "ModelSpec", "find_models", "load", "load_model", "probe"]
 
-# name -> module with `find() -> list[Model]`, and if something has to be installed first `hint(id) -> str`;
-# earlier rows win where two sources know one id
+# name -> module with any of
+#   find() -> list[Model]             models that are here without being pointed at
+#   recognise(path: Path) -> bool     whether a file or folder is a package of this source; looks at names and bytes
+#   probe(path: Path) -> ModelSpec    its description; parses, executes nothing
+#   hint(id: str) -> str              what to do to have a model that was not found; empty if it is none of this source
+# Earlier rows win where two know one id, or recognise one package.
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
@@ -27,19 +38,81 @@ def find_models(stage: str = "") -> list[Model]:
         Only the models of this stage.
     """
     found: dict[str, Model] = {}
-    for module in SOURCES.values():
-        for model in importlib.import_module(module).find():
+    for module in _having("find"):
+        for model in module.find():
             found.setdefault(model.id, model)
     return [m for m in found.values() if not stage or m.spec.stage == stage]
 
 
-def load_model(model: str | Model) -> Model:
-    """The model with an id; its weights are read when it first runs.
+def probe(path: str | Path) -> ModelSpec:
+    """Describe a package: a file, a folder or a ZIP archive. Parses it and executes nothing of it.
+
+    Raises
+    ------
+    ModelError
+        There is nothing, no source recognises it, or its description is wrong; the message says where.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise ModelError(f"There is no model at {place.name!r}; pass a file, a folder or a ZIP archive.")
+    for name, module in zip(SOURCES, _modules(), strict=True):
+        if hasattr(module, "recognise") and module.recognise(place):
+            spec: ModelSpec = module.probe(place)
+            return spec.model_copy(update={"source": name, "path": spec.path or place})
+    known = ", ".join(name for name, module in zip(SOURCES, _modules(), strict=True) if hasattr(module, "recognise"))
+    raise ModelError(f"{place.name!r} is no model package that any source recognises; asked were: {known}.")
+
+
+def load(spec: ModelSpec, grant: Grant | None = None) -> Model:
+    """A model that the engine may run, from the description of a package.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        As `probe` gave it.
+    grant : Grant, optional
+        The owner's permission. It counts only for the bytes it was given for.
+
+    Raises
+    ------
+    UntrustedError
+        The package needs what nobody allowed; the message names each place and what it would need.
+    ModelError
+        No permission would help: what the package asks for is not known here.
+    """
+    if spec.path is None:
+        raise ModelError(f"{spec.id!r} was not probed from a package; load it by its id: load_model({spec.id!r}).")
+    folder = spec.path if spec.path.is_dir() else spec.path.parent
+    if not spec.needs:
+        return Model(spec=spec, folder=folder, source=spec.source)
+    listing = "\n".join(f"  {need.where}: {need.why}" + _needs(need.capability) for need in spec.needs)
+    if any(not need.capability for need in spec.needs):
+        raise ModelError(f"{spec.title!r} cannot be run here:\n{listing}")
+    missing = spec.capabilities - (grant.capabilities if grant else frozenset())
+    if grant is None or missing:
+        asked = " ".join(f"--allow {capability}" for capability in sorted(spec.capabilities))
+        raise UntrustedError(
+            f"{spec.title!r} carries what is not run unless you allow it:\n{listing}\n"
+            f"If you trust who made it: medai models trust {spec.path.name} {asked}",
+            spec.needs,
+        )
+    return Model(spec=spec, folder=folder, source=spec.source, grant=grant)
+
+
+def load_model(model: str | Path | Model) -> Model:
+    """The model with an id, or of a package; its weights are read when it first runs.
+
+    Parameters
+    ----------
+    model : str, Path or Model
+        An id such as ``"nuclei"``, or where a package is. Permissions that the owner of the machine gave are found.
 
     Raises
     ------
     ModelNotFoundError
         No source knows the id; the message lists those that can be had.
+    ModelError, UntrustedError
+        As `probe` and `load`.
     """
     if isinstance(model, Model):
         return model
@@ -47,7 +120,21 @@ def load_model(model: str | Model) -> Model:
     for candidate in models:
         if candidate.id == model:
             return candidate
+    if isinstance(model, Path) or Path(model).exists():
+        return load(probe(model))
     known = ", ".join(sorted(m.id for m in models))
-    hints = [getattr(importlib.import_module(module), "hint", lambda _: "")(model) for module in SOURCES.values()]
+    hints = [module.hint(model) for module in _having("hint")]
     advice = "".join(f" {hint}" for hint in hints if hint)
     raise ModelNotFoundError(f"No model is called {model!r}; there are: {known}.{advice}")
+
+
+def _needs(capability: str) -> str:
+    return f" (needs: {capability})" if capability else ""
+
+
+def _modules() -> list[ModuleType]:
+    return [importlib.import_module(module) for module in SOURCES.values()]
+
+
+def _having(function: str) -> list[ModuleType]:
+    return [module for module in _modules() if hasattr(module, function)]

@@ -8,10 +8,34 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_medai.core.errors import ModelError
+from napari_medai.models.trust import Grant
+
+Range = tuple[float, float]
+# What a package may need beyond data: each is a kind of program that the owner of the machine allows, or not.
+Capability = Literal["torchscript", "pt2", "python", "pickle"]
+Safety = Literal["data", "config", "code"]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Need(_Part):
+    """Something in a package that is not run unless its owner allows it.
+
+    Attributes
+    ----------
+    capability : str
+        What would have to be allowed; empty if no permission helps, because we do not know how to run it.
+    where : str
+        Where it stands: a JSON path into a file (``"configs/inference.json#preprocessing::transforms::3"``) or a file.
+    why : str
+        What was found there, and what would be run; one sentence.
+    """
+
+    capability: Capability | Literal[""] = ""
+    where: str
+    why: str
 
 
 class Accepts(_Part):
@@ -27,12 +51,37 @@ class Accepts(_Part):
         Whether colour images are taken as they are (else they are turned to luminance with a note).
     min_size : int
         Smallest size along every spatial axis but z, in voxels.
+    channels : int
+        What the network takes at once along ``c`` (or ``s`` of colours). 1: the person chooses one of the image's.
+    channel_names : tuple of str
+        What the channels are, in their order: ``("T1", "T2", "FLAIR")``. May be empty.
+    spacing_mm : tuple of 3 (low, high), optional
+        Range of voxel spacing along z, y, x on which the model was tested.
+    field_of_view_mm : tuple of 3 (low, high), optional
+        Range of extent along z, y, x.
+    orientation : str
+        Axes that the network expects, as the three letters of the directions in which they grow ("RAS"); the engine
+        turns the image to it and the result back. Empty if that does not matter or is not known.
+    intensity_units : str
+        ``"HU"``, ``"SUV"``; empty for arbitrary units.
+    intensity : (low, high), optional
+        Between them lie the values of an image as the model expects it, in ``intensity_units``.
+    body_part : tuple of str
+        DICOM Body Part Examined (0018,0015) terms; empty means any.
     """
 
     ndim: tuple[Literal[2, 3], ...]
     modality: tuple[str, ...] = ()
     rgb: bool = False
     min_size: int = 8
+    channels: int = Field(default=1, ge=1)
+    channel_names: tuple[str, ...] = ()
+    spacing_mm: tuple[Range, Range, Range] | None = None
+    field_of_view_mm: tuple[Range, Range, Range] | None = None
+    orientation: str = ""
+    intensity_units: str = ""
+    intensity: Range | None = None
+    body_part: tuple[str, ...] = ()
 
 
 class Prepare(_Part):
@@ -119,6 +168,19 @@ class ModelSpec(_Part):
         One sentence; every card also says that this is research software, not a medical device.
     options : dict
         Numbers that the runner needs (thresholds and the like), chosen on validation data.
+    details : dict
+        What else the runner needs to know of a package of another framework; plain JSON values.
+    training_data, metrics : str
+        One sentence each for the card; empty if the package does not say.
+    source : str
+        Name of the row in `SOURCES` that described it.
+    path : Path, optional
+        The package: a folder or a file. None for models in this package.
+    safety : {"data", "config", "code"}
+        ``"data"``: arrays and a description of ours. ``"config"``: a description of another framework, of which only
+        known parts are built. ``"code"``: it carries a program.
+    needs : tuple of Need
+        What keeps it from being run as data; empty if nothing does.
     """
 
     id: str
@@ -139,6 +201,18 @@ class ModelSpec(_Part):
     citation: str = ""
     intended_use: str = "Research only; not a medical device."
     options: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)
+    training_data: str = ""
+    metrics: str = ""
+    source: str = "manifest"
+    path: Path | None = None
+    safety: Safety = "data"
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What its owner would have to allow for it to run."""
+        return frozenset(need.capability for need in self.needs if need.capability)
 
 
 class Model(_Part):
@@ -152,11 +226,15 @@ class Model(_Part):
         Holds the weights and the card.
     source : str
         Name of the row in `SOURCES` that found it.
+    grant : Grant, optional
+        Permission of the owner to run what the package carries; then it runs in a process of its own, on a private
+        copy. None: nothing of the package is ever executed.
     """
 
     spec: ModelSpec
     folder: Path
     source: str
+    grant: Grant | None = None
 
     @property
     def id(self) -> str:

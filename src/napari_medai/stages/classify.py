@@ -11,7 +11,7 @@ from napari_medai.core.result import Scores
 from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Model
-from napari_medai.stages.common import check_fit, one_channel, pixels
+from napari_medai.stages.common import check_fit, for_network, one_channel, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ def run(volume: Volume, model: Model, params: ClassifyParams, progress: Progress
     notes = check_fit(volume, model, "classify")
     with start("classify", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
-        scored = run.runner(scan.replace(array=pixels(scan)), run, params)
+        seen = at_frame(for_network(volume, model, params.channel), params.frame)
+        scored = run.runner(seen.replace(array=pixels(seen)), run, params)
         labels = model.spec.gives.labels
         return Scores(
             classes=tuple(label.name for label in labels),

@@ -79,6 +79,30 @@ def one_channel(volume: Volume, channel: int) -> Volume:
     return volume
 
 
+def for_network(volume: Volume, model: Model, channel: int) -> Volume:
+    """What a model's network takes: one channel, or as many as it wants along a first axis ``c`` (after ``t``).
+
+    Raises
+    ------
+    InputError
+        There is no such channel, or there are more or fewer than the model takes.
+    """
+    wanted = model.spec.accepts.channels
+    if wanted == 1:
+        return one_channel(volume, channel)
+    axis = "c" if "c" in volume.axes else "s" if volume.is_rgb and model.spec.accepts.rgb else ""
+    # the alpha of RGBA is no colour
+    found = min(volume.size("s"), 3) if axis == "s" else volume.size("c")
+    if found != wanted:
+        names = f" ({', '.join(model.spec.accepts.channel_names)})" if model.spec.accepts.channel_names else ""
+        raise InputError(f"Model {model.id!r} takes {wanted} channels{names}; the image has {found}.")
+    first = 1 if volume.axes.startswith("t") else 0
+    position = volume.axes.index(axis)
+    array = np.moveaxis(np.asarray(volume.array), position, first)
+    rest = volume.axes[:position] + volume.axes[position + 1 :]
+    return volume.replace(array=array[(slice(None),) * first + (slice(wanted),)], axes=f"{rest[:first]}c{rest[first:]}")
+
+
 def frames(volume: Volume) -> list[Volume]:
     """One volume per index of the leading axis ``t``; the volume itself if it has none."""
     return [volume.take("t", n) for n in range(volume.size("t"))] if "t" in volume.axes else [volume]

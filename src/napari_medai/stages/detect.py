@@ -12,7 +12,7 @@ from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Model
 from napari_medai.stages.classify import at_frame
-from napari_medai.stages.common import check_fit, one_channel, pixels
+from napari_medai.stages.common import check_fit, for_network, one_channel, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def run(volume: Volume, model: Model, params: DetectParams, progress: Progress) 
     notes = check_fit(volume, model, "detect")
     with start("detect", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
-        found = run.runner(scan.replace(array=pixels(scan)), run, params)
+        seen = at_frame(for_network(volume, model, params.channel), params.frame)
+        found = run.runner(seen.replace(array=pixels(seen)), run, params)
         order = np.argsort(-np.asarray(found.scores), kind="stable")
         pad = 3 - scan.ndim_spatial
         centres = np.asarray(found.centres, dtype=float).reshape(len(order), scan.ndim_spatial)[order]

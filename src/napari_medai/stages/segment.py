@@ -10,7 +10,7 @@ from napari_medai.core.result import Mask
 from napari_medai.core.stage import Params, Part, Progress, param
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Model
-from napari_medai.stages.common import check_fit, frames, one_channel, pixels, stack
+from napari_medai.stages.common import check_fit, for_network, frames, one_channel, pixels, stack
 from napari_medai.stages.measure import measure
 
 
@@ -52,12 +52,13 @@ def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress)
     notes = check_fit(volume, model, "segment")
     with start("segment", volume, model, params, progress, notes) as run:
         scan = one_channel(volume, params.channel)
-        parts = frames(scan)
+        taken = frames(for_network(volume, model, params.channel))
         labelled, images = [], []
-        for n, frame in enumerate(parts):
-            run.progress = Part(progress, n / len(parts), (n + 1) / len(parts))
+        for n, (frame, seen) in enumerate(zip(frames(scan), taken, strict=True)):
+            run.progress = Part(progress, n / len(taken), (n + 1) / len(taken))
             images.append(pixels(frame))
-            labelled.append(run.runner(frame.replace(array=images[-1]), run, params))
+            array = images[-1] if seen.axes == frame.axes else pixels(seen)
+            labelled.append(run.runner(seen.replace(array=array), run, params))
         labels = scan.replace(
             array=stack(labelled, scan),
             name=f"{volume.name} {model.id}",
