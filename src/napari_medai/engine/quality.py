@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,33 +11,12 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import ModelFitError
 from napari_medai.core.volume import Volume
 from napari_medai.engine.explain import Probe
+from napari_medai.engine.results import SliceScores
 from napari_medai.engine.slices import heat_on_slices, slice_passes, volume_slices
 from napari_medai.nets.quality import QualityNet, QualityOutput
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
-
-
-@dataclass(frozen=True, eq=False)
-class SliceScores:
-    """What a slice classifier says of a series.
-
-    Attributes
-    ----------
-    probabilities : (classes,) array
-        Of the series.
-    slice_index : (n,) int array
-        Slices the network looked at, ascending.
-    slice_probabilities : (n, classes) array
-        Of each slice.
-    attention : (n,) array
-        Share of each slice; sums to 1.
-    """
-
-    probabilities: NDArray[np.float64]
-    slice_index: NDArray[np.int64]
-    slice_probabilities: NDArray[np.float64]
-    attention: NDArray[np.float64]
 
 
 def classify_slices(volume: Volume, run: Run, params: Any) -> SliceScores:

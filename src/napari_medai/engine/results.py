@@ -1,4 +1,4 @@
-"""What runners of detectors give, before it becomes a result on a grid."""
+"""What runners give, before it becomes a result on a grid."""
 
 from __future__ import annotations
 
@@ -28,3 +28,25 @@ class Found:
     sizes: NDArray[np.float64]
     labels: list[str]
     scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SliceScores:
+    """What a classifier says of a series of slices, or of an image, which is a series of one.
+
+    Attributes
+    ----------
+    probabilities : (classes,) array
+        Of the series.
+    slice_index : (n,) int array
+        Slices the network looked at, ascending.
+    slice_probabilities : (n, classes) array
+        Of each slice.
+    attention : (n,) array
+        Share of each slice; sums to 1.
+    """
+
+    probabilities: NDArray[np.float64]
+    slice_index: NDArray[np.int64]
+    slice_probabilities: NDArray[np.float64]
+    attention: NDArray[np.float64]
