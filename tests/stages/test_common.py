@@ -42,7 +42,7 @@ def test_dimensions_sizes_modalities_and_stages(tmp_path) -> None:
 def test_what_is_unusual_is_noted(tmp_path) -> None:
     colour = from_array(np.zeros((20, 20, 3), np.uint8))
     notes = check_fit(colour, model(tmp_path, ndim=(2,), modality=("SM",)), "segment")
-    assert notes == ["modality unknown; the model was made for SM", "colour turned to luminance"]
+    assert notes == ["colour turned to luminance", "modality unknown; the model was made for SM"]
 
 
 def test_colour_becomes_luminance_and_channels_are_chosen() -> None:

@@ -101,6 +101,9 @@ class Params:
     device: Device = param("auto", "Device", "Where the model runs; auto takes an accelerator if there is one.")
     tile: int = param(0, "Tile", "Edge of a tile in voxels; 0 lets the model decide.", low=0, high=4096, advanced=True)
     batch: int = param(0, "Batch", "Tiles per forward pass; 0 decides by device.", low=0, high=256, advanced=True)
+    override: bool = param(
+        False, "Run anyway", "Run although the image is not what the model was made for; it is recorded.", advanced=True
+    )
 
     def __post_init__(self) -> None:
         for spec in fields_of(type(self)):

@@ -10,6 +10,7 @@ from napari_medai.core.errors import InputError
 from napari_medai.core.result import Scores
 from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.common import check_fit, for_network, one_channel, pixels
 
@@ -37,7 +38,8 @@ def run(volume: Volume, model: Model, params: ClassifyParams, progress: Progress
     """
     from napari_medai.engine.run import start
 
-    notes = check_fit(volume, model, "classify")
+    notes = check_fit(volume, model, "classify", params)
+    volume = to_expected_units(volume, model.spec)
     with start("classify", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         seen = at_frame(for_network(volume, model, params.channel), params.frame)

@@ -8,54 +8,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError, ModelFitError, NotFiniteError
+from napari_medai.core.stage import Params
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import gate
 from napari_medai.models.spec import Model
 
 # Rec. 709 luminance of linear-light red, green, blue
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
 
-def check_fit(volume: Volume, model: Model, stage: str) -> list[str]:
-    """Compare an image with what the model accepts, before anything is computed.
+def check_fit(volume: Volume, model: Model, stage: str, params: Params | None = None) -> list[str]:
+    """Compare an image with what the model accepts, before anything is computed; see `napari_medai.models.gate`.
+
+    Parameters
+    ----------
+    params : Params, optional
+        Of the stage: its channel and time point; with ``override`` what could be computed is let through.
 
     Returns
     -------
     list of str
-        Notes for the user: what is unusual and yet accepted.
+        Notes for the record: what is put right, what is unusual and yet accepted, and what was overridden.
 
     Raises
     ------
     ModelFitError
-        The model belongs to another stage, or the number of dimensions, size or modality does not fit.
+        Something blocks the run; the message has everything that does.
     """
-    spec, accepts = model.spec, model.spec.accepts
-    if stage not in (spec.stage, "explain"):
-        raise ModelFitError(f"Model {spec.id!r} is made for {spec.stage!r}, not {stage!r}; choose another model.")
-    if volume.ndim_spatial not in accepts.ndim:
-        wanted = " or ".join(f"{n}-D" for n in accepts.ndim)
-        raise ModelFitError(
-            f"Model {spec.id!r} works on {wanted} images; this one is {volume.ndim_spatial}-D with the axes "
-            f"{volume.axes!r}. Choose a model for {volume.ndim_spatial}-D images"
-            + ("" if volume.ndim_spatial == 2 else ", or take one slice with volume.take('z', index)")
-            + "."
-        )
-    small = min(volume.spatial_shape[-2:])
-    if small < accepts.min_size:
-        raise ModelFitError(
-            f"The image is {' x '.join(map(str, volume.spatial_shape))}; model {spec.id!r} needs at least "
-            f"{accepts.min_size} pixels along y and x."
-        )
-    if accepts.modality and volume.modality and volume.modality not in accepts.modality:
-        raise ModelFitError(
-            f"Model {spec.id!r} was made for {', '.join(accepts.modality)}; this image is {volume.modality}. "
-            "Choose another model. If the header is wrong, clear the modality: volume.replace(modality='')."
-        )
-    notes = []
-    if accepts.modality and not volume.modality:
-        notes.append(f"modality unknown; the model was made for {', '.join(accepts.modality)}")
-    if volume.is_rgb and not accepts.rgb:
-        notes.append("colour turned to luminance")
-    return notes
+    findings = gate(
+        volume, model.spec, stage, channel=getattr(params, "channel", 0), frame=getattr(params, "frame", None)
+    )
+    override = params is not None and params.override
+    blocks = [finding for finding in findings if finding.severity == "block"]
+    hard = [finding for finding in blocks if finding.final]
+    if hard or (blocks and not override):
+        how = "" if hard else " To run all the same: override=True (medai: --override); it is recorded."
+        raise ModelFitError(" ".join(finding.text for finding in hard or blocks) + how)
+    notes = [f"overridden: {finding.text}" for finding in blocks]
+    return notes + [finding.text for finding in findings if finding.severity != "block"]
 
 
 def one_channel(volume: Volume, channel: int) -> Volume:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from napari_medai.core.result import Denoised
 from napari_medai.core.stage import Params, Part, Progress, param
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.common import check_fit, frames, pixels, stack
 
@@ -49,7 +50,8 @@ def run(volume: Volume, model: Model, params: DenoiseParams, progress: Progress)
     """
     from napari_medai.engine.run import start
 
-    notes = check_fit(volume, model, "denoise")
+    notes = check_fit(volume, model, "denoise", params)
+    volume = to_expected_units(volume, model.spec)
     with start("denoise", volume, model, params, progress, notes) as run:
         parts = frames(volume)
         cleaned = []

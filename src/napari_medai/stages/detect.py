@@ -10,6 +10,7 @@ import numpy as np
 from napari_medai.core.result import Boxes
 from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.classify import at_frame
 from napari_medai.stages.common import check_fit, for_network, one_channel, pixels
@@ -56,7 +57,8 @@ def run(volume: Volume, model: Model, params: DetectParams, progress: Progress) 
     """
     from napari_medai.engine.run import start
 
-    notes = check_fit(volume, model, "detect")
+    notes = check_fit(volume, model, "detect", params)
+    volume = to_expected_units(volume, model.spec)
     with start("detect", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         seen = at_frame(for_network(volume, model, params.channel), params.frame)

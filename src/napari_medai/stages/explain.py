@@ -8,6 +8,7 @@ from typing import Literal
 from napari_medai.core.result import Heatmap
 from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.classify import at_frame
 from napari_medai.stages.common import check_fit, one_channel, pixels
@@ -51,7 +52,8 @@ def run(volume: Volume, model: Model, params: ExplainParams, progress: Progress)
     from napari_medai.engine.explain import explain
     from napari_medai.engine.run import start
 
-    notes = check_fit(volume, model, "explain")
+    notes = check_fit(volume, model, "explain", params)
+    volume = to_expected_units(volume, model.spec)
     with start("explain", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         heat, target = explain(scan.replace(array=pixels(scan)), run, params)

@@ -9,6 +9,7 @@ import numpy as np
 from napari_medai.core.result import Mask
 from napari_medai.core.stage import Params, Part, Progress, param
 from napari_medai.core.volume import Volume
+from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.common import check_fit, for_network, frames, one_channel, pixels, stack
 from napari_medai.stages.measure import measure
@@ -49,7 +50,8 @@ def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress)
     """
     from napari_medai.engine.run import start
 
-    notes = check_fit(volume, model, "segment")
+    notes = check_fit(volume, model, "segment", params)
+    volume = to_expected_units(volume, model.spec)
     with start("segment", volume, model, params, progress, notes) as run:
         scan = one_channel(volume, params.channel)
         taken = frames(for_network(volume, model, params.channel))

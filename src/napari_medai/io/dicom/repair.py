@@ -205,6 +205,8 @@ def repaired(volume: Volume, stack: Stack, names: Sequence[str]) -> Volume:
     resampled = lazy(Resampled(source, blends, shifts, size, labels, blank))
     view = resampled[(slice(None) if "t" in volume.axes else 0, slice(None))]
     meta = dict(volume.meta)
+    if missing:
+        meta.pop("missing_slices", None)
     meta["findings"] = tuple(_said(finding, words) for finding in volume.meta["findings"])
     meta["repaired"] = tuple(n for n, done in (("tilt", tilt), ("missing", missing), ("spacing", spacing)) if done)
     if made:

@@ -93,8 +93,8 @@ def choose(frames: Sequence[Frame], values: str = "") -> Choice:
     if values == "suv":
         found = uptake([f.header for f in frames])
         scales = [Scale(s.slope * found.factor, s.intercept * found.factor, s.table) for s in rescaled]
-        meta = {"values": "suv", "value_unit": "g/ml", "suv": found.inputs}
-        return Choice(scales, meta, found.findings)
+        inputs = {"values": "suv", "value_unit": "g/ml", "suv": found.inputs}
+        return Choice(scales, inputs, found.findings)
     parametric = lead.header.text("SOPClassUID") == PARAMETRIC_MAP
     if values == "real-world" or (parametric and not values):
         real = [_real(f) for f in frames]
@@ -105,10 +105,21 @@ def choose(frames: Sequence[Frame], values: str = "") -> Choice:
                 "The header maps the stored values to no real-world values (Real World Value Mapping Sequence "
                 f"(0040,9096), or Philips' scale slope), in {sum(r is None for r in real)} of {len(real)} frames."
             )
-    meta = {"values": values or "rescale"}
+    meta: dict[str, Any] = {"values": values or "rescale"}
     unit = _unit(lead.header)
     meta |= {"value_unit": unit} if unit else {}
+    meta |= _to_suv([f.header for f in frames])
     return Choice(rescaled, meta, _other(frames, rescaled))
+
+
+def _to_suv(headers: Sequence[Header]) -> dict[str, float]:
+    """What a model of uptake values has to multiply a PET series by, where the header tells."""
+    if headers[0].text("Modality") != "PT":
+        return {}
+    try:
+        return {"suv_factor": uptake(headers).factor}
+    except InputError:
+        return {}
 
 
 def _rescale(frame: Frame, tables: dict[str, Any]) -> Scale:

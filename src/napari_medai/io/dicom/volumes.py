@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _AIR = -1000
 
 def volume_of(
     stack: Stack,
-    files: dict[str, PixelFile],
+    files: Mapping[str, PixelFile],
     uid: str,
     findings: tuple[str, ...] = (),
     source: str = "",
@@ -40,7 +41,7 @@ def volume_of(
     ----------
     stack : Stack
         Planes and place.
-    files : dict of str to PixelFile
+    files : mapping of str to PixelFile
         By path.
     uid : str
         Of the series.
@@ -67,9 +68,9 @@ def volume_of(
 
 
 def _volume(
-    stack: Stack, files: dict[str, PixelFile], uid: str, findings: tuple[str, ...], source: str, values: str
+    stack: Stack, files: Mapping[str, PixelFile], uid: str, findings: tuple[str, ...], source: str, values: str
 ) -> Volume:
-    lead = stack.frames[0]
+    lead = stack.lead
     header = lead.header
     if lead.levels:
         return _slide(lead, files, uid, findings, source)
@@ -86,6 +87,8 @@ def _volume(
     notes = [*findings, *stack.findings, *choice.findings]
     notes += pixel_findings([f.header for f in stack.frames], real[0])
     meta: dict[str, Any] = {"findings": tuple(notes), "series_uid": uid, "photometric": real[0].file.photometric}
+    missing = sum(plane is None for plane in planes[0])
+    meta |= {"missing_slices": missing} if missing else {}
     if not colour:
         meta |= choice.meta
         window, padding = _window(lead, real[0]), _padding(header, real[0])
@@ -108,7 +111,7 @@ def _volume(
     return Volume(array, axes, stack.affine, stack.units, header.text("Modality"), _name(lead), meta, source)
 
 
-def _slide(frame: Frame, files: dict[str, PixelFile], uid: str, findings: tuple[str, ...], source: str) -> Volume:
+def _slide(frame: Frame, files: Mapping[str, PixelFile], uid: str, findings: tuple[str, ...], source: str) -> Volume:
     array, axes, meta, notes = slide_array(frame, files)
     affine, units = slide_affine(frame)
     file = files[frame.header.path]
@@ -137,7 +140,7 @@ def _described(lead: Frame) -> dict[str, Any]:
     return found
 
 
-def _plane(frame: Frame, files: dict[str, PixelFile], scale: Scale, values: str) -> Plane:
+def _plane(frame: Frame, files: Mapping[str, PixelFile], scale: Scale, values: str) -> Plane:
     file = files[frame.header.path]
     tile = None if frame.tile is None else (*frame.tile, frame.rows, frame.columns)
     table = scale.table if scale.table is not None else label_table(frame.header)
