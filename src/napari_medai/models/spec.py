@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,8 @@ from napari_medai.core.errors import ModelError
 from napari_medai.models.trust import Grant
 
 Range = tuple[float, float]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
 # What a package may need beyond data: each is a kind of program that the owner of the machine allows, or not.
 Capability = Literal["torchscript", "pt2", "python", "pickle"]
 Safety = Literal["data", "config", "code"]
@@ -90,27 +92,44 @@ class Prepare(_Part):
     Attributes
     ----------
     spacing_mm : tuple of 3 floats, optional
-        (z, y, x) spacing to resample to; none keeps the image's.
+        (z, y, x) spacing to resample to along the image's own axes; none keeps the image's.
     isotropic : bool
         Resample to cubic voxels of the smallest spacing (if ``spacing_mm`` is not given).
+    size : tuple of int
+        Resample to exactly so many voxels along the network's axes, whatever the spacing.
+    conform : int
+        Resample to a cube of so many voxels a side, whose axes are parallel to the patient's and whose centre is the
+        image's, at ``spacing_mm`` (1 mm if that is not given). 0: no cube.
     object_diameter : float, optional
         Typical object diameter in pixels to which 2-D images are scaled.
     normalise : str
-        ``"percentile"`` maps the percentiles ``low`` and ``high`` to 0 and 1; ``"zscore"`` mean 0, deviation 1;
-        ``"none"``.
+        ``"percentile"`` maps the percentiles ``low`` and ``high`` to ``scaled``, ``"range"`` the values ``low`` and
+        ``high``, ``"minmax"`` the smallest and the largest value; ``"zscore"`` makes mean 0 and deviation 1;
+        ``"none"``. Each channel for itself.
     low, high : float
-        Percentiles.
+        Percentiles, or values for ``"range"``.
+    scaled : (float, float)
+        What ``low`` and ``high``, or the smallest and the largest value, become. Default 0 and 1.
     clip : bool
-        Clip to 0..1 after the percentiles.
+        Clip to ``scaled``.
+    nonzero : bool
+        Percentiles, mean and deviation are of the pixels that are not 0; with ``"zscore"`` those that are 0 stay 0.
+    back : {"scores", "labels"}
+        What is resampled to the image's grid: the network's scores, linearly, or the labels, to the nearest voxel.
     """
 
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
     isotropic: bool = False
-    object_diameter: float | None = None
-    normalise: Literal["percentile", "zscore", "none"] = "percentile"
+    size: tuple[Count, ...] = ()
+    conform: int = Field(default=0, ge=0, le=1024)
+    object_diameter: float | None = Field(default=None, gt=0)
+    normalise: Literal["percentile", "zscore", "range", "minmax", "none"] = "percentile"
     low: float = 1.0
     high: float = 99.8
+    scaled: Range = (0.0, 1.0)
     clip: bool = False
+    nonzero: bool = False
+    back: Literal["scores", "labels"] = "scores"
 
 
 class Label(_Part):
@@ -138,11 +157,25 @@ class Gives(_Part):
 
 
 class Tiling(_Part):
-    """Tile in voxels along the network's axes, and the share by which neighbours overlap."""
+    """Tile in voxels along the network's axes, and the share by which neighbours overlap.
 
-    size: tuple[int, ...] = ()
+    Attributes
+    ----------
+    size : tuple of int
+        Empty lets the engine decide.
+    overlap : float
+        Share of a tile.
+    multiple : int
+        The network's total stride.
+    halo : int
+        Reach of the network in voxels: tiles overlap by twice as many, and of each only what has seen all of its
+        surroundings is kept, so that tiled equals whole. 0: overlapping tiles are blended.
+    """
+
+    size: tuple[Count, ...] = ()
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    multiple: int = 16
+    multiple: Count = 16
+    halo: int = Field(default=0, ge=0, le=1024)
 
 
 class ModelSpec(_Part):
