@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from napari_medai.core.errors import ModelError, ModelNotFoundError, UntrustedError
+from napari_medai.models.package import package_sha256, unpacked
 from napari_medai.models.spec import Model, ModelSpec
-from napari_medai.models.trust import Grant
+from napari_medai.models.trust import Grant, find_grant
 
 __all__ = ["SOURCES", "Model", "ModelSpec", "find_models", "load", "load_model", "probe"]
 
@@ -55,6 +56,7 @@ def probe(path: str | Path) -> ModelSpec:
     place = Path(path)
     if not place.exists():
         raise ModelError(f"There is no model at {place.name!r}; pass a file, a folder or a ZIP archive.")
+    place = unpacked(place)
     for name, module in zip(SOURCES, _modules(), strict=True):
         if hasattr(module, "recognise") and module.recognise(place):
             spec: ModelSpec = module.probe(place)
@@ -82,6 +84,16 @@ def load(spec: ModelSpec, grant: Grant | None = None) -> Model:
     """
     if spec.path is None:
         raise ModelError(f"{spec.id!r} was not probed from a package; load it by its id: load_model({spec.id!r}).")
+    if spec.needs and grant is not None and grant.sha256 != package_sha256(spec.path):
+        raise UntrustedError(
+            f"{spec.title!r} is not what was allowed: it was changed since, or the permission is another package's.",
+            spec.needs,
+        )
+    return _load(spec, grant)
+
+
+def _load(spec: ModelSpec, grant: Grant | None) -> Model:
+    assert spec.path is not None
     folder = spec.path if spec.path.is_dir() else spec.path.parent
     if not spec.needs:
         return Model(spec=spec, folder=folder, source=spec.source)
@@ -119,13 +131,22 @@ def load_model(model: str | Path | Model) -> Model:
     models = find_models()
     for candidate in models:
         if candidate.id == model:
-            return candidate
+            if not candidate.spec.needs:
+                return candidate
+            return candidate.model_copy(update={"grant": _allowed(candidate.spec).grant})
     if isinstance(model, Path) or Path(model).exists():
-        return load(probe(model))
+        return _allowed(probe(model))
     known = ", ".join(sorted(m.id for m in models))
     hints = [module.hint(model) for module in _having("hint")]
     advice = "".join(f" {hint}" for hint in hints if hint)
     raise ModelNotFoundError(f"No model is called {model!r}; there are: {known}.{advice}")
+
+
+def _allowed(spec: ModelSpec) -> Model:
+    """`load` with the permission that the owner of this account gave for the package's bytes, if there is one."""
+    if not spec.needs or spec.path is None:
+        return load(spec)
+    return _load(spec, find_grant(package_sha256(spec.path)))
 
 
 def _needs(capability: str) -> str:
