@@ -54,7 +54,9 @@ class GateFinding:
     final: bool = False
 
 
-def gate(volume: Volume, spec: ModelSpec, stage: str, channel: int = 0, frame: int | None = None) -> list[GateFinding]:
+def gate(
+    volume: Volume, spec: ModelSpec, stage: str, channel: int = 0, frame: int | None = None, look: bool = True
+) -> list[GateFinding]:
     """Compare an image with what a model accepts.
 
     Parameters
@@ -69,6 +71,8 @@ def gate(volume: Volume, spec: ModelSpec, stage: str, channel: int = 0, frame: i
         The channel that would be taken, for models of one.
     frame : int, optional
         The time point that would be taken; None for stages that run all of them.
+    look : bool
+        Whether pixels are looked at, where values matter; without it only what the header says counts, at once.
 
     Returns
     -------
@@ -78,11 +82,11 @@ def gate(volume: Volume, spec: ModelSpec, stage: str, channel: int = 0, frame: i
     found = [*_shape(volume, spec, stage), *_channels(volume, spec, channel), *_time(volume, frame)]
     if not any(finding.final for finding in found):
         found += [
-            *_subject(volume, spec.accepts),
+            *_subject(volume, spec.accepts, look),
             *_spacing(volume, spec),
             *_extent(volume, spec.accepts),
             *_orientation(volume, spec.accepts),
-            *_values(volume, spec.accepts),
+            *_values(volume, spec.accepts, look),
             *_gaps(volume),
         ]
     order = ("block", "fix", "warn")
@@ -163,7 +167,7 @@ def _time(volume: Volume, frame: int | None) -> Iterator[GateFinding]:
         yield GateFinding("fix", "time", f"{name} {frame} of {volume.size('t')} is taken")
 
 
-def _subject(volume: Volume, accepts: Accepts) -> Iterator[GateFinding]:
+def _subject(volume: Volume, accepts: Accepts, look: bool) -> Iterator[GateFinding]:
     wanted = ", ".join(accepts.modality)
     if accepts.modality and volume.modality and volume.modality not in accepts.modality:
         yield GateFinding(
@@ -172,7 +176,7 @@ def _subject(volume: Volume, accepts: Accepts) -> Iterator[GateFinding]:
             f"The model was made for {wanted}; this image is {volume.modality}. Choose another model. "
             "If the header is wrong, clear the modality: volume.replace(modality='').",
         )
-    elif "fluorescence" in accepts.modality and not volume.modality and _bright_ground(volume):
+    elif "fluorescence" in accepts.modality and not volume.modality and look and _bright_ground(volume):
         yield GateFinding(
             "block",
             "modality",
@@ -226,7 +230,7 @@ def _orientation(volume: Volume, accepts: Accepts) -> Iterator[GateFinding]:
         yield GateFinding("fix", "orientation", f"turned from {found} to {accepts.orientation}, and back")
 
 
-def _values(volume: Volume, accepts: Accepts) -> Iterator[GateFinding]:
+def _values(volume: Volume, accepts: Accepts, look: bool) -> Iterator[GateFinding]:
     wanted, unit = accepts.intensity_units, str(volume.meta.get("value_unit", ""))
     stored = volume.meta.get("values") == "stored"
     if wanted == "SUV" and unit not in ("g/ml", "SUV"):
@@ -247,7 +251,7 @@ def _values(volume: Volume, accepts: Accepts) -> Iterator[GateFinding]:
             "block", "units", f"The model expects Hounsfield units; the values are {what}. Open the series as it comes."
         )
         return
-    if not (wanted == "HU" or accepts.intensity):
+    if not (look and (wanted == "HU" or accepts.intensity)):
         return
     sample = _sample(volume)
     if not sample.size:

@@ -53,7 +53,12 @@ class LayerChooser(Chooser):
         self.reasons: dict[str, str] = {}
         self.currentIndexChanged.connect(self._on_index)
 
-    def offer(self, layers: Iterable[Layer], misfit: Callable[[Layer], str]) -> None:
+    def offer(
+        self,
+        layers: Iterable[Layer],
+        misfit: Callable[[Layer], str],
+        doubtful: Callable[[Layer], bool] = lambda _: False,
+    ) -> None:
         """Fill the list; the chosen layer stays chosen if it is still there and fits.
 
         Parameters
@@ -62,6 +67,8 @@ class LayerChooser(Chooser):
             In the order of the list.
         misfit : callable
             Gives the reason why a layer does not fit, empty if it does.
+        doubtful : callable
+            Whether a layer that fits is better not taken unless a person chooses it.
         """
         blocked = self.blockSignals(True)
         self.clear()
@@ -79,7 +86,7 @@ class LayerChooser(Chooser):
             else:
                 fitting.append(layer)
         if not any(layer is self._chosen for layer in fitting):
-            chosen = fitting[0] if fitting else None
+            chosen = next((layer for layer in fitting if not doubtful(layer)), fitting[0] if fitting else None)
         else:
             chosen = self._chosen
         self.setCurrentIndex(self._index(chosen))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from napari_medai.core.errors import InputError, MedaiError
+from napari_medai.core.errors import MedaiError
 from napari_medai.core.volume import Volume
 from napari_medai.models import find_models
+from napari_medai.models.gate import gate
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
-from napari_medai.stages.common import check_fit
 from napari_medai.ui.layers import layer_to_volume
 
 if TYPE_CHECKING:
@@ -34,20 +34,25 @@ def model_for(stage: str, volume: Volume, models: Sequence[Model]) -> Model | No
         prefer = "self3d" if volume.ndim_spatial == 3 else "self2d"
     fitting = []
     for model in models:
-        try:
-            check_fit(volume, model, stage)
-        except MedaiError:
-            continue
-        fitting.append(model)
+        if not any(finding.severity == "block" for finding in gate(volume, model.spec, stage, look=False)):
+            fitting.append(model)
     return next((model for model in fitting if model.id == prefer), fitting[0] if fitting else None)
 
 
 def misfit(layer: Layer, model: Model, stage: str, layers: Sequence[Layer]) -> str:
-    """Why a model does not take a layer, in one sentence; empty if it does."""
+    """Why a model cannot take a layer, in one sentence; empty if it can, be it after a person's override."""
     try:
-        check_fit(layer_to_volume(layer, layers), model, stage)
-    except InputError as error:
-        return str(error)
+        findings = gate(layer_to_volume(layer, layers), model.spec, stage, look=False)
     except MedaiError as error:
-        return str(error).partition(". ")[0].rstrip(".") + "."
-    return ""
+        return str(error)
+    reasons = [finding.text for finding in findings if finding.final]
+    return reasons[0].partition(". ")[0].rstrip(".") + "." if reasons else ""
+
+
+def doubtful(layer: Layer, model: Model, stage: str, layers: Sequence[Layer]) -> bool:
+    """Whether a layer that a model could take is of another kind than the model was made for."""
+    try:
+        findings = gate(layer_to_volume(layer, layers), model.spec, stage, look=False)
+    except MedaiError:
+        return True
+    return any(finding.severity == "block" for finding in findings)

@@ -27,9 +27,10 @@ from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
 from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
+from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout
 from napari_medai.ui.layers import layer_to_volume, result_to_layers
-from napari_medai.ui.offers import misfit, model_for, models_for
+from napari_medai.ui.offers import doubtful, misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.placement import METADATA_KEY
 from napari_medai.ui.reports import Activity, report
@@ -86,8 +87,10 @@ class StagePanel(QWidget):
         self.about = QLabel()
         self.about.setWordWrap(True)
         self.about.setObjectName("about")
+        self.fit = FitView()
         self.devices = DeviceChooser()
-        fields = [field for field in fields_of(self.stage.params) if field.name != "device"]
+        # the device has a list, and what may be overridden is asked where it is found
+        fields = [field for field in fields_of(self.stage.params) if field.name not in ("device", "override")]
         self.form = Form(fields)
         self.replace = QCheckBox("Replace the earlier result")
         self.replace.setToolTip(
@@ -115,6 +118,7 @@ class StagePanel(QWidget):
         model_row.addWidget(self.card_button)
         top.addRow("Model", model_row)
         top.addRow(self.about)
+        top.addRow(self.fit)
         top.addRow("Device", self.devices)
         content = QWidget()
         column = QVBoxLayout(content)
@@ -143,6 +147,8 @@ class StagePanel(QWidget):
         self.models.activated.connect(self._pin_model)
         self.models.currentIndexChanged.connect(self._refresh)
         self.card_button.clicked.connect(self._show_card)
+        self.fit.changed.connect(self._update_button)
+        self.form.changed.connect(self._ask)
         self.run_button.clicked.connect(self._on_button)
         layers = self._viewer.layers
         for event in (layers.events.inserted, layers.events.removed, layers.events.reordered, layers.events.renamed):
@@ -161,9 +167,13 @@ class StagePanel(QWidget):
             return "There is no model for this stage."
         return misfit(layer, model, self.stage.name, list(self._viewer.layers))
 
+    def _doubtful(self, layer: Layer) -> bool:
+        model = self.models.chosen
+        return model is not None and doubtful(layer, model, self.stage.name, list(self._viewer.layers))
+
     def _refresh(self, *_: Any) -> None:
         images = [layer for layer in reversed(self._viewer.layers) if isinstance(layer, Image)]
-        self.layers.offer(images, self._misfit)
+        self.layers.offer(images, self._misfit, self._doubtful)
         model = self.models.chosen
         self.about.setText(f"{model.spec.summary}" if model else "Install a package that carries a model.")
         self.card_button.setEnabled(model is not None)
@@ -181,7 +191,14 @@ class StagePanel(QWidget):
                 size = volume.size(axis) if volume is not None else 1
                 self.form.set_maximum(name, max(size - 1, 0))
                 self.form.set_row_visible(name, size > 1)
+        self._ask()
         self._update_button()
+
+    def _ask(self) -> None:
+        """Have the gate look at the chosen image and model."""
+        layer = self.layers.layer
+        chosen = {name: value for name, value in self.form.values().items() if name in ("channel", "frame")}
+        self.fit.ask(self._volume(layer) if layer is not None else None, self.models.chosen, self.stage.name, **chosen)
 
     def _volume(self, layer: Layer) -> Volume | None:
         try:
@@ -217,7 +234,7 @@ class StagePanel(QWidget):
         if self.models.chosen is None:
             return f"There is no model for {self.stage.title.lower()}; install a package that carries one."
         if self.layers.layer is not None:
-            return ""
+            return self.fit.obstacle
         if not self.layers.reasons:
             return "No image is open. Open or add one first."
         name, reason = next(iter(self.layers.reasons.items()))
@@ -230,9 +247,10 @@ class StagePanel(QWidget):
         self.run_button.setText("Run")
         self.run_button.setEnabled(not obstacle)
         self.run_button.setToolTip(f"<p>{obstacle or self.stage.summary}</p>")
-        if obstacle or self.status.property("obstacle"):
-            self._say(obstacle)
-            self.status.setProperty("obstacle", bool(obstacle))
+        said = "" if self.fit.obstacle else obstacle  # the gate's own lines say it already
+        if said or self.status.property("obstacle"):
+            self._say(said)
+            self.status.setProperty("obstacle", bool(said))
 
     def _say(self, text: str) -> None:
         self.status.setText(text)
@@ -242,7 +260,7 @@ class StagePanel(QWidget):
 
     def values(self) -> dict[str, Any]:
         """The parameters as they are set."""
-        return {**self.form.values(), "device": self.devices.value}
+        return {**self.form.values(), "device": self.devices.value, "override": self.fit.override}
 
     @property
     def running(self) -> bool:
@@ -368,6 +386,7 @@ class StagePanel(QWidget):
         self._timer.stop()
         self._run = None
         self._running.stop()
+        self.fit.stop()
         self.bar.hide()
         self._update_button()
 
