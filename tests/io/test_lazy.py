@@ -180,6 +180,30 @@ def test_two_who_ask_at_once_wait_for_one_decoding() -> None:
     assert len(calls) == 1
 
 
+def test_a_source_that_fills_memory_is_given_the_place_of_each_plane() -> None:
+    class Filling(Numbered):
+        def fill(self, t: int, z: int, out: NDArray[Any]) -> None:
+            out[...] = self.values[t, z]
+
+    source = Filling()
+    np.testing.assert_array_equal(read_all(source), source.values)
+    np.testing.assert_array_equal(read_all(source, 1), source.values[1])
+    assert source.decoded == []
+
+
+def test_what_is_damaged_stops_the_other_threads() -> None:
+    class Slow(Numbered):
+        def plane(self, t: int, z: int) -> NDArray[Any]:
+            found = super().plane(t, z)
+            time.sleep(0.01)
+            return found
+
+    source = Slow(times=100, broken=0)
+    with pytest.raises(ReadError, match="damaged"):
+        read_all(source)
+    assert len(source.decoded) < 900
+
+
 def test_one_plane_needs_no_threads() -> None:
     source = Numbered(times=1)
     source.values = source.values[:, :1]

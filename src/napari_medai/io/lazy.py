@@ -30,7 +30,10 @@ AHEAD = 6
 
 
 class Source(Protocol):
-    """What is read: planes (t, z) of one shape and type."""
+    """What is read: planes (t, z) of one shape and type.
+
+    A source that can decode into memory that is there already has ``fill(t, z, out)`` too.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -290,17 +293,33 @@ def read_all(source: Source, time: int | None = None) -> NDArray[Any]:
     """
     times = range(source.shape[0]) if time is None else (time,)
     found = np.empty((len(times), *source.shape[1:]), source.dtype)
-    places = [(a, t, z) for a, t in enumerate(times) for z in range(source.shape[1])]
+    fill = getattr(source, "fill", None)
+    # whoever is done takes the next plane, so that nobody waits for a thread that the system held up
+    left = deque((a, t, z) for a, t in enumerate(times) for z in range(source.shape[1]))
 
-    def some(first: int) -> None:
-        for a, t, z in places[first::threads]:
-            found[a, z] = source.plane(t, z)
+    def taken() -> tuple[int, int, int] | None:
+        try:
+            return left.popleft()
+        except IndexError:
+            return None
 
-    threads = min(THREADS, len(places))
+    def some() -> None:
+        try:
+            while (place := taken()) is not None:
+                a, t, z = place
+                if fill is None:
+                    found[a, z] = source.plane(t, z)
+                else:
+                    fill(t, z, found[a, z])
+        except BaseException:
+            left.clear()  # nothing of it will be given out
+            raise
+
+    threads = min(THREADS, len(left))
     if threads < 2:
-        some(0)
+        some()
     else:
         with ThreadPoolExecutor(threads, thread_name_prefix="medai-read") as pool:
-            for done in [pool.submit(some, n) for n in range(threads)]:
+            for done in [pool.submit(some) for _ in range(threads)]:
                 done.result()
     return found if time is None else found[0]

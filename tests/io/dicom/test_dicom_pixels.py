@@ -199,6 +199,47 @@ def test_a_file_that_vanishes(write: Write) -> None:
         volume.numpy()
 
 
+@pytest.mark.parametrize(
+    ("stored", "fields"),
+    [
+        (RAMP, {"RescaleSlope": 1, "RescaleIntercept": -1024}),
+        (RAMP | np.uint16(0x9000), {"BitsStored": 12, "HighBit": 11}),
+        (RAMP | np.uint16(0x0FFF), {"BitsStored": 12, "HighBit": 15, "Modality": "MR"}),
+        (RAMP.astype(np.int16) << 7, {"BitsStored": 12, "HighBit": 11, "Modality": "MR"}),
+        (RAMP, {"PhotometricInterpretation": "MONOCHROME1", "Modality": "MR"}),
+        (RAMP.astype(np.uint32), {"RescaleSlope": 0.5, "RescaleIntercept": 1, "Modality": "PT"}),
+        (RAMP.astype(np.int32) - 7, {"RescaleSlope": 3, "RescaleIntercept": 1, "Modality": "PT"}),
+        (RAMP.astype(np.uint8), {"RescaleSlope": 1, "RescaleIntercept": -10, "Modality": "MR"}),
+    ],
+)
+def test_a_plane_has_the_same_values_alone_and_read_into_its_place(
+    write: Write, tmp_path: Path, stored: np.ndarray, fields: dict[str, object]
+) -> None:
+    for n in range(3):
+        write(f"{n}", stored + stored.dtype.type(n), ImagePositionPatient=[0, 0, n], **fields)
+    volume = dicom.open_volume(tmp_path)
+    whole = volume.numpy()
+    for n in range(3):
+        np.testing.assert_array_equal(whole[n], np.asarray(volume.array[n]))
+    assert not np.array_equal(whole[0], whole[1])
+
+
+def test_missing_slices_are_blank_in_their_place(write_stack: Write) -> None:
+    volume = dicom.open_volume(write_stack("stack", [0, 1, 2, 4, 5], RescaleSlope=1, RescaleIntercept=-1024))
+    assert volume.meta["missing_slices"] == 1
+    levels = volume.numpy()[:, 0, 0].tolist()
+    assert levels == np.asarray(volume.array[:, 0, 0]).tolist()
+    assert levels == [-1024, -1023, -1022, -1000, -1021, -1020]
+
+
+def test_a_file_that_was_cut_after_it_was_opened(write: Write) -> None:
+    path = write("a", RAMP)
+    volume = dicom.open_volume(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ReadError, match="Frame 0 of a is cut off"):
+        volume.numpy()
+
+
 def test_the_array_decodes_what_an_index_asks_for() -> None:
     path = get_testdata_file("rtdose.dcm", download=False)
     volume = dicom.open_volume(path, "")

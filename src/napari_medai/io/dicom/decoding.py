@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,7 +82,7 @@ class Plane:
         return min(ends), max(ends)
 
 
-def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
+def decode(plane: Plane, dtype: np.dtype[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """The values of a plane.
 
     Parameters
@@ -90,10 +91,14 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
         Which.
     dtype : numpy.dtype
         Type of the result; large enough for the values.
+    out : array, optional
+        Contiguous memory of the result's shape and type, into which pixels are read where they lie plain in the file;
+        it may hold anything then.
 
     Returns
     -------
     (rows, columns) or (rows, columns, 3) array
+        ``out`` itself if the values stand there.
 
     Raises
     ------
@@ -105,7 +110,13 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
         for frame, number in plane.segments:
             labels[stored_frame(plane.file, frame) != 0] = number
         return labels
-    stored = stored_frame(plane.file, plane.frame)
+    stored = stored_frame(plane.file, plane.frame, None if plane.tile is not None else out)
+    values = _values(plane, stored, dtype)
+    return out if out is not None and np.may_share_memory(values, out) else values
+
+
+def _values(plane: Plane, stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values of stored ones; in their memory where that is possible."""
     if plane.tile is not None:
         row, column, rows, columns = plane.tile
         stored = stored[row : row + rows, column : column + columns]
@@ -140,19 +151,21 @@ def decode(plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.asarray(np.clip(wide, ends.min, ends.max), dtype=dtype)
 
 
-def stored_frame(file: PixelFile, frame: int) -> NDArray[Any]:
+def stored_frame(file: PixelFile, frame: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """The stored values of a frame, before any rescale: (rows, columns) or, in colour, (rows, columns, samples).
+
+    Plain pixels are read into ``out`` if it is contiguous and as large as they are; the result is a view of it then.
 
     Raises
     ------
     ReadError
         The pixels are damaged or the file has gone.
     """
-    pixels = all_bits(file, frame)
+    pixels = all_bits(file, frame, out)
     return pixels if file.colour else _used_bits(file, pixels)
 
 
-def all_bits(file: PixelFile, frame: int) -> NDArray[Any]:
+def all_bits(file: PixelFile, frame: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """As `stored_frame`, with the bits that are not part of the pixels: old overlays lie there.
 
     Raises
@@ -160,17 +173,11 @@ def all_bits(file: PixelFile, frame: int) -> NDArray[Any]:
     ReadError
         The pixels are damaged or the file has gone.
     """
-    name = Path(file.path).name
+    name = os.path.basename(file.path)
     file = on_disk(file)
     try:
         if _is_plain(file):
-            count = file.rows * file.columns * file.samples
-            start = file.offset + frame * count * file.dtype.itemsize
-            pixels = np.fromfile(file.path, file.dtype, count, offset=start)
-            if len(pixels) < count:
-                raise ReadError(f"Frame {frame} of {name} is cut off.")
-            shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
-            pixels = pixels.reshape(shape)
+            pixels = _plain(file, frame, name, out)
         elif file.syntax in NATIVE_LITTLE and file.offset >= 0 and file.allocated == 1 and file.samples == 1:
             pixels = _bits(file, frame, name)
         else:
@@ -201,6 +208,25 @@ def _is_plain(file: PixelFile) -> bool:
             or (file.photometric == "RGB" and file.options["planar_configuration"] == 0)
         )
     )
+
+
+def _plain(file: PixelFile, frame: int, name: str, out: NDArray[Any] | None) -> NDArray[Any]:
+    dtype = file.dtype
+    shape = (file.rows, file.columns, file.samples) if file.samples > 1 else (file.rows, file.columns)
+    if out is not None and out.shape == shape and out.itemsize == dtype.itemsize and out.flags.c_contiguous:
+        pixels = out.view(dtype)
+    else:
+        pixels = np.empty(shape, dtype)
+    left = pixels.reshape(-1).view(np.uint8).data
+    # np.fromfile opens the file a second time and reads through a buffer: a quarter longer for 512 x 512 pixels
+    with open(file.path, "rb", buffering=0) as stream:
+        stream.seek(file.offset + frame * pixels.nbytes)
+        while left:
+            count = stream.readinto(left)
+            if not count:
+                raise ReadError(f"Frame {frame} of {name} is cut off.")
+            left = left[count:]
+    return pixels
 
 
 def _bits(file: PixelFile, frame: int, name: str) -> NDArray[np.uint8]:
@@ -340,7 +366,8 @@ def _used_bits(file: PixelFile, pixels: NDArray[Any]) -> NDArray[Any]:
         used = kind.type((1 << file.stored) - 1)
         masked: NDArray[Any] = np.bitwise_and(pixels, used, out=pixels if pixels.flags.writeable else None)
         return masked
-    shifted: NDArray[Any] = np.left_shift(pixels.astype(kind, copy=False), kind.type(spare - low))
+    shifted = pixels.astype(kind, copy=not pixels.flags.writeable)
+    shifted <<= kind.type(spare - low)
     shifted >>= kind.type(spare)
     return shifted
 

@@ -55,6 +55,13 @@ class Planes:
             return np.full(self.shape[2:], self.blank, self.dtype)
         return decode(plane, self.dtype)
 
+    def fill(self, t: int, z: int, out: NDArray[Any]) -> None:
+        """Decode one plane into its place, an array of its shape and type."""
+        plane = self.planes[t][z]
+        values = self.blank if plane is None else decode(plane, self.dtype, out)
+        if values is not out:
+            out[...] = values
+
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Decode the planes that a basic index touches, and no others."""
         key = spread(key, self.ndim)
