@@ -128,3 +128,22 @@ def test_a_tile_of_another_size_is_an_error():
 def test_without_tiles_there_is_no_image():
     with pytest.raises(ModelError, match="No tile"):
         Stitcher(plan_tiles((8,), (4,))).result()
+
+
+def test_a_halo_gets_no_weight_and_widens_the_overlap():
+    plan = plan_tiles((40,), (16,), overlap=0.25, multiple=2, halo=5)
+    # of 16 voxels 6 are left between two halos: a new tile every 6
+    assert plan.axes[0].starts == (0, 6, 12, 18, 24)
+    weights = plan.axes[0].weights
+    assert not weights[1:, :5].any()
+    assert not weights[:-1, -5:].any()
+    assert weights[0, 0] == weights[-1, -1] == 1
+    image = np.arange(40, dtype=np.float32)[None]
+    np.testing.assert_allclose(stitched(image, plan), image, rtol=1e-6)
+
+
+def test_a_halo_that_leaves_nothing_of_a_tile_is_kept_as_far_as_it_goes():
+    plan = plan_tiles((20,), (8,), multiple=2, halo=6)
+    assert plan.axes[0].margin == 3
+    image = np.arange(20, dtype=np.float32)[None]
+    np.testing.assert_allclose(stitched(image, plan), image, rtol=1e-6)

@@ -130,6 +130,7 @@ class Run:
         multiple: int | Sequence[int] | None = None,
         tile: Sequence[int] = (),
         overlap: float | None = None,
+        halo: int | Sequence[int] | None = None,
         batch: int = 0,
     ) -> NDArray[np.float32]:
         """Run a network over an image of any size: tiles, blended without seams.
@@ -147,6 +148,8 @@ class Run:
             Default: the user's, else the description's, else `DEFAULT_TILE`.
         overlap : float, optional
             Default: the description's.
+        halo : int or sequence of int, optional
+            Reach of the network in voxels, see `plan_tiles`. Default: the description's.
         batch : int
             Default: the user's, else 1 on the CPU and by size on an accelerator.
 
@@ -168,16 +171,17 @@ class Run:
         multiple = tiling.multiple if multiple is None else multiple
         steps = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
         overlap = tiling.overlap if overlap is None else overlap
+        halo = tiling.halo if halo is None else halo
         edges = tuple(tile) or self._tile(ndim)
         # the plan rounds and shrinks the tile; fallbacks begin from what is really used
-        edges = plan_tiles(array.shape[1:], edges, overlap, steps).tile
+        edges = plan_tiles(array.shape[1:], edges, overlap, steps, halo).tile
         first = setting = Setting(self.device, edges, self._batch(batch, edges))
         network = self.network() if network is None else network
         stitcher: Stitcher | None = None
         while True:
             if setting.device != self.device:  # while the network was loaded
                 first = setting = replace(setting, device=self.device, batch=1)
-            plan = plan_tiles(array.shape[1:], setting.tile, overlap, steps)
+            plan = plan_tiles(array.shape[1:], setting.tile, overlap, steps, halo)
             if stitcher is None or stitcher.plan != plan:
                 stitcher = Stitcher(plan)
             try:

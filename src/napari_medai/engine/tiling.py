@@ -136,7 +136,11 @@ class TilePlan:
 
 
 def plan_tiles(
-    shape: Sequence[int], tile: Sequence[int], overlap: float = 0.25, multiple: int | Sequence[int] = 1
+    shape: Sequence[int],
+    tile: Sequence[int],
+    overlap: float = 0.25,
+    multiple: int | Sequence[int] = 1,
+    halo: int | Sequence[int] = 0,
 ) -> TilePlan:
     """Cut an image into tiles that overlap.
 
@@ -151,6 +155,9 @@ def plan_tiles(
         Smallest share of a tile that it shares with its neighbour, in 0..1. Default 0.25.
     multiple : int or sequence of int
         The network's total stride. Default 1. A network that needs one fixed size has that size as multiple.
+    halo : int or sequence of int
+        Reach of the network in voxels: at least so many at each inner edge of a tile get no weight, as far as the
+        tile is large enough for it. Default 0.
 
     Raises
     ------
@@ -159,23 +166,25 @@ def plan_tiles(
     """
     sizes, edges = tuple(int(n) for n in shape), tuple(int(n) for n in tile)
     steps = (int(multiple),) * len(sizes) if isinstance(multiple, int) else tuple(int(n) for n in multiple)
-    if len(edges) != len(sizes) or len(steps) != len(sizes):
+    halos = (int(halo),) * len(sizes) if isinstance(halo, int) else tuple(int(n) for n in halo)
+    if len(edges) != len(sizes) or len(steps) != len(sizes) or len(halos) != len(sizes):
         raise ModelError(f"Tiles of {len(edges)} axes in multiples of {len(steps)} do not cut {len(sizes)} axes.")
-    if not 0 <= overlap < 1 or min((*sizes, *edges, *steps)) < 1:
+    if not 0 <= overlap < 1 or min((*sizes, *edges, *steps)) < 1 or min(halos) < 0:
         raise ModelError(f"No tiles of {edges} in multiples of {steps} with an overlap of {overlap} cut {sizes}.")
-    axes = [_plan_axis(n, edge, overlap, step) for n, edge, step in zip(sizes, edges, steps, strict=True)]
+    axes = [_plan_axis(*axis, overlap) for axis in zip(sizes, edges, steps, halos, strict=True)]
     return TilePlan(tuple(axes), steps)
 
 
-def _plan_axis(size: int, edge: int, overlap: float, multiple: int) -> Axis:
+def _plan_axis(size: int, edge: int, multiple: int, halo: int, overlap: float) -> Axis:
     padded = ceil(size / multiple) * multiple
     edge = min(padded, max(multiple, edge // multiple * multiple))
-    step = max(multiple, int(edge * (1 - overlap)) // multiple * multiple)
+    step = max(multiple, min(int(edge * (1 - overlap)), edge - 2 * halo) // multiple * multiple)
     count = ceil((padded - edge) / step) + 1
     # Spread evenly. Rounded to a multiple no gap grows beyond the step, which is a multiple itself.
     last = (padded - edge) // multiple
     starts = tuple(multiple * (n * last // max(1, count - 1)) for n in range(count))
-    return Axis(size, edge, starts, (edge - step) // 4 if count > 1 else 0)
+    margin = max((edge - step) // 4, min(halo, (edge - step) // 2))
+    return Axis(size, edge, starts, margin if count > 1 else 0)
 
 
 class Stitcher:
