@@ -7,6 +7,13 @@ from qtpy.QtWidgets import QDialog, QDialogButtonBox, QTextBrowser, QVBoxLayout,
 
 from napari_medai.models.spec import Model
 
+# What the safety classes of `ModelSpec` mean
+SAFETY = {
+    "data": "arrays and a description; nothing in it is a program",
+    "config": "another framework's description, of which only known parts are built; nothing in it is executed",
+    "code": "it carries a program",
+}
+
 
 class CardDialog(QDialog):
     """Shows what a model is for, how it was made, its figures and its licence.
@@ -44,9 +51,20 @@ def card_text(model: Model) -> str:
         "Takes": f"{accepts}, {spec.accepts.min_size} pixels or more along y and x",
         "Gives": spec.gives.kind
         + (f": {', '.join(label.name for label in spec.gives.labels)}" if spec.gives.labels else ""),
+        "Trained on": spec.training_data,
+        "Measured": spec.metrics,
         "Licence": spec.licence,
         "Please cite": spec.citation,
+        "Safety": f"{spec.safety}: {SAFETY[spec.safety]}",
+        "Permission": _permission(model),
         "SHA-256 of the weights": f"`{spec.sha256}`" if spec.sha256 else "",
     }
     listing = "\n".join(f"- **{name}:** {value}" for name, value in rows.items() if value)
     return f"{model.card.rstrip()}\n\n---\n\n{listing}\n\n{spec.intended_use}\n"
+
+
+def _permission(model: Model) -> str:
+    grant = model.grant
+    if grant is None:
+        return ""
+    return f"{', '.join(sorted(grant.capabilities))}, given {grant.given[:10]}; it runs in a process of its own"

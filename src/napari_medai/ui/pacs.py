@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
@@ -20,9 +19,7 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
-    QLabel,
     QLineEdit,
-    QProgressBar,
     QPushButton,
     QTreeWidget,
     QTreeWidgetItem,
@@ -31,17 +28,16 @@ from qtpy.QtWidgets import (
 )
 
 from napari_medai.core.errors import InputError, MedaiError
-from napari_medai.core.stage import Cancelled, Progress
+from napari_medai.core.stage import Progress
 from napari_medai.pacs import Access, Query, SeriesEntry, StudyEntry, connect, open_remote
 from napari_medai.pacs.archive import Archive
 from napari_medai.pacs.node import known_archives
-from napari_medai.ui.running import JOIN_SECONDS, progress_text
 from napari_medai.ui.worker import Job
+from napari_medai.ui.working import Working
 
 if TYPE_CHECKING:
     import napari.viewer
 
-_LOOK_MS = 100
 _COLUMNS = ("Date / no.", "Modality", "Description", "Instances", "Patient")
 _PATIENT = _COLUMNS.index("Patient")
 Found = list[tuple[StudyEntry, list[SeriesEntry]]]
@@ -53,8 +49,6 @@ class ArchiveDock(QWidget):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = viewer
-        self._running = _Running()
-        self._then: Callable[[Any], None] = _nothing
         self.found: Found = []
         self.address = QComboBox()
         self.address.setEditable(True)
@@ -84,30 +78,24 @@ class ArchiveDock(QWidget):
         self.open_button = self._button("Open", self.open_selected)
         self.pull_button = self._button("Pull to folder…", self._ask_and_pull)
         self.push_button = self._button("Push selected layer", self.push_layer)
-        self.cancel_button = self._button("Cancel", self.cancel)
-        self.bar, self.status = QProgressBar(), QLabel()
-        self.status.setWordWrap(True)
+        self.working = Working("medai-pacs")
+        self.bar, self.status, self.cancel_button = self.working.bar, self.working.status, self.working.cancel_button
         layout = QVBoxLayout(self)
         layout.addLayout(form)
         layout.addWidget(self.search_button)
         layout.addWidget(self.identity)
         layout.addWidget(self.tree)
         buttons = QHBoxLayout()
-        for button in (self.open_button, self.pull_button, self.push_button, self.cancel_button):
+        for button in (self.open_button, self.pull_button, self.push_button):
             buttons.addWidget(button)
         layout.addLayout(buttons)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.status)
-        self._timer = QTimer(self)
-        self._timer.setInterval(_LOOK_MS)
-        self._timer.timeout.connect(self._look)
-        self.destroyed.connect(self._running.stop)
+        layout.addWidget(self.working)
+        self.working.busy_changed.connect(self._on_busy)
         try:
             self.address.addItems(sorted(known_archives()))
         except MedaiError as error:
             self.status.setText(str(error))
         self.address.setCurrentText("")
-        self._idle()
 
     def _button(self, text: str, action: Callable[[], None]) -> QPushButton:
         button = QPushButton(text)
@@ -117,7 +105,7 @@ class ArchiveDock(QWidget):
     @property
     def job(self) -> Job[Any] | None:
         """What is under way."""
-        return self._running.job
+        return self.working.job
 
     # what the buttons do
 
@@ -186,8 +174,7 @@ class ArchiveDock(QWidget):
 
     def cancel(self) -> None:
         """Stop what is under way."""
-        if self.job is not None:
-            self.job.cancel()
+        self.working.cancel()
 
     # threads
 
@@ -199,15 +186,11 @@ class ArchiveDock(QWidget):
         except MedaiError as error:
             self.status.setText(str(error))
             return
-        self._then = then
-        self._running.job = Job(lambda progress: work(archive, progress), name="medai-pacs")
-        self.status.setText(f"{what} …")
+        self.working.start(what, lambda progress: work(archive, progress), then)
+
+    def _on_busy(self, busy: bool) -> None:
         for button in (self.search_button, self.open_button, self.pull_button, self.push_button):
-            button.setEnabled(False)
-        self.cancel_button.setEnabled(True)
-        self.bar.setRange(0, 0)
-        self.bar.setVisible(True)
-        self._timer.start()
+            button.setEnabled(not busy)
 
     def _archive(self) -> Archive:
         address = self.address.currentText().strip()
@@ -217,37 +200,6 @@ class ArchiveDock(QWidget):
         if user and password:
             access = replace(access, user=user, password=password)
         return connect(address, access)
-
-    def _look(self) -> None:
-        job = self.job
-        if job is None:
-            return
-        state = job.state
-        if not state.finished:
-            if state.fraction is not None:
-                self.bar.setRange(0, 100)
-                self.bar.setValue(int(100 * state.fraction))
-            self.status.setText(progress_text(state))
-            return
-        self._running.job = None
-        self._idle()
-        error = job.error
-        if isinstance(error, Cancelled):
-            self.status.setText("Cancelled.")
-        elif isinstance(error, MedaiError):
-            self.status.setText(str(error))
-        elif error is not None:
-            raise error
-        else:
-            self.status.setText("")
-            self._then(job.result())
-
-    def _idle(self) -> None:
-        self._timer.stop()
-        self.bar.setVisible(False)
-        self.cancel_button.setEnabled(False)
-        for button in (self.search_button, self.open_button, self.pull_button, self.push_button):
-            button.setEnabled(True)
 
     def _show(self, found: Found) -> None:
         self.found = found
@@ -281,23 +233,6 @@ class ArchiveDock(QWidget):
 
         for layer in _layers(volumes):
             self.viewer.add_layer(Layer.create(*layer))
-
-
-class _Running:
-    """The thread of a dock; outlives its widgets, so that their end can end it."""
-
-    def __init__(self) -> None:
-        self.job: Job[Any] | None = None
-
-    def stop(self, *_: Any) -> None:
-        """Cancel the job and wait for its thread."""
-        if self.job is not None:
-            self.job.cancel()
-            self.job.join(JOIN_SECONDS)
-
-
-def _nothing(_: Any) -> None:
-    """What is done with an answer that nobody waits for."""
 
 
 def _search(archive: Archive, query: Query, progress: Progress) -> Found:
