@@ -120,6 +120,10 @@ class UntrustedError(ModelError):
         self.needs = tuple(needs)
 
 
+class DownloadError(ModelError):
+    """A model of the catalogue cannot be brought here; what has arrived is kept where it can be gone on with."""
+
+
 class DeviceError(MedaiError):
     """The device asked for is absent or ran out of memory beyond every fallback."""
 

@@ -10,23 +10,29 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 from napari_medai.core.errors import ModelError, ModelNotFoundError, UntrustedError
 from napari_medai.models.package import package_sha256, unpacked
 from napari_medai.models.spec import Model, ModelSpec
 from napari_medai.models.trust import Grant, find_grant
 
-__all__ = ["SOURCES", "Model", "ModelSpec", "find_models", "load", "load_model", "probe"]
+__all__ = ["SOURCES", "Model", "ModelSpec", "describe", "find_models", "load", "load_model", "probe"]
 
 # name -> module with any of
 #   find() -> list[Model]             models that are here without being pointed at
 #   recognise(path: Path) -> bool     whether a file or folder is a package of this source; looks at names and bytes
 #   probe(path: Path) -> ModelSpec    its description; parses, executes nothing
+#   describe(path: Path, **answers) -> ModelSpec   the same, with what the package does not say and a person does
+#   named(id: str) -> Model | None    the model with an id, or an error that says why it cannot be used
 #   hint(id: str) -> str              what to do to have a model that was not found; empty if it is none of this source
 # Earlier rows win where two know one id, or recognise one package.
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
+    "added": "napari_medai.models.store",
+    "plugin": "napari_medai.models.plugins",
+    "catalogue": "napari_medai.models.catalogue",
 }
 
 
@@ -56,10 +62,24 @@ def probe(path: str | Path) -> ModelSpec:
     place = Path(path)
     if not place.exists():
         raise ModelError(f"There is no model at {place.name!r}; pass a file, a folder or a ZIP archive.")
-    place = unpacked(place)
+    return describe(place)
+
+
+def describe(path: str | Path, **answers: Any) -> ModelSpec:
+    """As `probe`, with what a package does not say itself: ``axes``, ``stage``, ``labels`` and the like.
+
+    Raises
+    ------
+    ModelError
+        As `probe`; or answers are given for a package that says everything itself.
+    """
+    place = unpacked(Path(path))
     for name, module in zip(SOURCES, _modules(), strict=True):
         if hasattr(module, "recognise") and module.recognise(place):
-            spec: ModelSpec = module.probe(place)
+            if answers and not hasattr(module, "describe"):
+                given = ", ".join(f"--{answer}" for answer in answers)
+                raise ModelError(f"{place.name!r} says itself what it takes and gives; leave out {given}.")
+            spec: ModelSpec = module.describe(place, **answers) if answers else module.probe(place)
             return spec.model_copy(update={"source": name, "path": spec.path or place})
     known = ", ".join(name for name, module in zip(SOURCES, _modules(), strict=True) if hasattr(module, "recognise"))
     raise ModelError(f"{place.name!r} is no model package that any source recognises; asked were: {known}.")
@@ -129,6 +149,9 @@ def load_model(model: str | Path | Model) -> Model:
     if isinstance(model, Model):
         return model
     models = find_models()
+    for module in _having("named"):
+        if isinstance(model, str) and all(m.id != model for m in models) and (found := module.named(model)) is not None:
+            return cast(Model, found)
     for candidate in models:
         if candidate.id == model:
             if not candidate.spec.needs:
