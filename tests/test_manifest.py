@@ -26,7 +26,7 @@ OTHER_SUFFIXES = {kind: {*SHELL_SUFFIXES, ".dicom", ".ima"} for kind in WRITTEN}
 OTHER_SUFFIXES["image"] |= {".seg.nrrd"}
 
 # docks that are no stage
-OTHER_DOCKS = {"napari-medai.archive", "napari-medai.browser"}
+OTHER_DOCKS = {"napari-medai.archive", "napari-medai.browser", "napari-medai.models"}
 
 
 @pytest.fixture(scope="module")

@@ -124,11 +124,22 @@ class ModelChooser(Chooser):
 
     def __init__(self, models: Sequence[Model], parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.models = tuple(models)
+        self.models: tuple[Model, ...] = ()
         self.setPlaceholderText("no model installed")
+        self.offer(models)
+
+    def offer(self, models: Sequence[Model]) -> None:
+        """Fill the list; the chosen model stays chosen if it is still there."""
+        chosen = self.chosen
+        blocked = self.blockSignals(True)
+        self.clear()
+        self.models = tuple(models)
         for n, model in enumerate(self.models):
             self.addItem(model.spec.title)
             self.setItemData(n, f"<p><b>{model.id}</b>: {model.spec.summary}</p>", Qt.ItemDataRole.ToolTipRole)
+        if chosen is not None:
+            self.choose(chosen.id)
+        self.blockSignals(blocked)
 
     @property
     def chosen(self) -> Model | None:

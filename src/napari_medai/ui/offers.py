@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import QObject, Signal
+
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.volume import Volume
 from napari_medai.models import find_models
@@ -12,9 +14,18 @@ from napari_medai.models.gate import gate
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
 from napari_medai.ui.layers import layer_to_volume
+from napari_medai.ui.placement import METADATA_KEY
 
 if TYPE_CHECKING:
     from napari.layers import Layer
+
+
+class _News(QObject):
+    changed = Signal()
+
+
+# Tells every panel that there are other models than before.
+NEWS = _News()
 
 # What can be explained: classifiers, and any class of a segmenter.
 _EXPLAINED = ("classes", "labels", "instances")
@@ -56,3 +67,9 @@ def doubtful(layer: Layer, model: Model, stage: str, layers: Sequence[Layer]) ->
     except MedaiError:
         return True
     return any(finding.severity == "block" for finding in findings)
+
+
+def is_heatmap(layer: Layer) -> bool:
+    """Whether a layer shows where a network looked: no image that a stage is likely meant for."""
+    record = layer.metadata.get(METADATA_KEY, {})
+    return bool(record.get("provenance", {}).get("stage") == "explain")

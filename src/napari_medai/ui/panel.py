@@ -30,9 +30,8 @@ from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout
 from napari_medai.ui.layers import layer_to_volume, result_to_layers
-from napari_medai.ui.offers import doubtful, misfit, model_for, models_for
+from napari_medai.ui.offers import NEWS, doubtful, is_heatmap, misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
-from napari_medai.ui.placement import METADATA_KEY
 from napari_medai.ui.reports import Activity, report
 from napari_medai.ui.running import Run, Running, progress_text, work
 from napari_medai.ui.viewing import attach
@@ -147,6 +146,7 @@ class StagePanel(QWidget):
         self.models.activated.connect(self._pin_model)
         self.models.currentIndexChanged.connect(self._refresh)
         self.card_button.clicked.connect(self._show_card)
+        NEWS.changed.connect(self._on_models)
         self.fit.changed.connect(self._update_button)
         self.form.changed.connect(self._ask)
         self.run_button.clicked.connect(self._on_button)
@@ -182,6 +182,11 @@ class StagePanel(QWidget):
             self.form.set_choices("target", [("most probable", ""), *((name, name) for name in names)])
         self._on_layer()
 
+    def _on_models(self) -> None:
+        """Offer the models that are here by now; the chosen one stays chosen if it is still here."""
+        self.models.offer(models_for(self.stage.name))
+        self._refresh()
+
     def _on_layer(self) -> None:
         """Show the rows that make sense for the chosen image."""
         layer = self.layers.layer
@@ -213,7 +218,7 @@ class StagePanel(QWidget):
     def _follow_active(self) -> None:
         """Take the layer that is selected in napari, and unless one was chosen a model that takes it."""
         layer = self._viewer.layers.selection.active
-        if not isinstance(layer, Image) or _is_heatmap(layer):
+        if not isinstance(layer, Image) or is_heatmap(layer):
             return
         if not self._model_pinned:
             volume = self._volume(layer)
@@ -389,9 +394,3 @@ class StagePanel(QWidget):
         self.fit.stop()
         self.bar.hide()
         self._update_button()
-
-
-def _is_heatmap(layer: Layer) -> bool:
-    """Whether a layer shows where a network looked: no image that a stage is likely meant for."""
-    record = layer.metadata.get(METADATA_KEY, {})
-    return bool(record.get("provenance", {}).get("stage") == "explain")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from napari_medai.ui.browser import StudyBrowser
+from napari_medai.ui.models import ModelsDock
 from napari_medai.ui.pacs import ArchiveDock
 from napari_medai.ui.panel import StagePanel
 
@@ -21,6 +22,7 @@ __all__ = [
     "denoise_panel",
     "detect_panel",
     "explain_panel",
+    "models_panel",
     "segment_panel",
 ]
 
@@ -68,3 +70,4 @@ segment_panel = SegmentPanel
 classify_panel = ClassifyPanel
 detect_panel = DetectPanel
 explain_panel = ExplainPanel
+models_panel = ModelsDock
