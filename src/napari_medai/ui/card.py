@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor, QPalette
 from qtpy.QtWidgets import QDialog, QDialogButtonBox, QTextBrowser, QVBoxLayout, QWidget
 
 from napari_medai.models.spec import Model
@@ -13,6 +14,17 @@ SAFETY = {
     "config": "another framework's description, of which only known parts are built; nothing in it is executed",
     "code": "it carries a program",
 }
+
+
+class CardText(QTextBrowser):
+    """Shows Markdown, with links that open in the web browser and can be read on dark ground and light."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setOpenExternalLinks(True)
+        palette = self.palette()
+        palette.setColor(QPalette.ColorRole.Link, QColor("#4b9be8"))
+        self.setPalette(palette)
 
 
 class CardDialog(QDialog):
@@ -30,8 +42,7 @@ class CardDialog(QDialog):
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setWindowTitle(f"Model card: {model.spec.title}")
-        self.text = QTextBrowser()
-        self.text.setOpenExternalLinks(True)
+        self.text = CardText()
         self.text.setMarkdown(card_text(model))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.close)

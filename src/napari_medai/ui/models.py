@@ -15,7 +15,6 @@ from qtpy.QtWidgets import (
     QMessageBox,
     QPushButton,
     QSplitter,
-    QTextBrowser,
     QTreeWidget,
     QTreeWidgetItem,
     QVBoxLayout,
@@ -29,6 +28,7 @@ from napari_medai.models.catalogue import fetch
 from napari_medai.models.spec import ModelSpec
 from napari_medai.models.store import add, remove
 from napari_medai.models.trust import give
+from napari_medai.ui.card import CardText
 from napari_medai.ui.modelrows import STATES, ModelRow, rows
 from napari_medai.ui.offers import NEWS
 from napari_medai.ui.trust import TrustDialog
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import napari.viewer
 
 _COLUMNS = ("Model", "Stage", "Made for", "Size", "Licence", "State")
+_WIDEST = 220
 _PACKAGES = "Models (*.zip *.yaml *.onnx *.pt *.pth *.ts *.pt2 *.safetensors);;All files (*)"
 
 
@@ -55,8 +56,7 @@ class ModelsDock(QWidget):
         self.tree.setHeaderLabels(list(_COLUMNS))
         self.tree.setRootIsDecorated(False)
         self.tree.currentItemChanged.connect(lambda *_: self._on_row())
-        self.card = QTextBrowser()
-        self.card.setOpenExternalLinks(True)
+        self.card = CardText()
         self.do_button = self._button("Download", self.do)
         self.check_button = self._button("Check", self.check)
         self.check_button.setToolTip("<p>Compare its files with their hashes, load it, and run its own test data.</p>")
@@ -98,6 +98,9 @@ class ModelsDock(QWidget):
     def _filled(self, found: list[ModelRow], chosen: str) -> None:
         self.rows = found
         self._show()
+        for column in range(len(_COLUMNS)):
+            self.tree.resizeColumnToContents(column)
+            self.tree.setColumnWidth(column, min(self.tree.columnWidth(column), _WIDEST))
         self.go_to(chosen)
 
     def _show(self, *_: Any) -> None:
