@@ -108,7 +108,7 @@ def test_links_and_pipes_have_no_fingerprint(package: Path, tmp_path: Path, kind
         os.mkfifo(package / "it")
     else:
         (package / "it").symlink_to(target[kind])
-    with pytest.raises(ModelError, match="model/it is a link|it is no plain file"):
+    with pytest.raises(ModelError, match=r"model/it is a link|it is no plain file"):
         package_sha256(package)
 
 
@@ -248,7 +248,7 @@ def test_two_files_of_one_name_make_the_archive_be_refused(tmp_path: Path, first
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(first, "harmless")
         file.writestr(second, "evil")
-    with pytest.raises(ModelError, match="twice|as a file and as a folder"):
+    with pytest.raises(ModelError, match=r"twice|as a file and as a folder"):
         unpacked(path)
 
 
@@ -271,7 +271,7 @@ def test_an_archive_whose_members_share_their_bytes_is_refused(tmp_path: Path) -
     entries = [entry[:46] + bytes([ord("a") + n]) for n in range(20)]
     struct.pack_into("<HHL", end, 8, 20, 20, sum(map(len, entries)))
     path.write_bytes(content[:at] + b"".join(entries) + end)
-    with pytest.raises(ModelError, match="overlap|damaged"):
+    with pytest.raises(ModelError, match=r"overlap|damaged"):
         unpacked(path)
 
 

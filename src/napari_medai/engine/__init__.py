@@ -18,7 +18,10 @@ __all__ = ["RUNNERS", "load_runner"]
 RUNNERS: Mapping[str, str] = {
     "blobs3d": "napari_medai.engine.volumes:detect_blobs",
     "brain": "napari_medai.engine.brain:segment_brain",
+    # what its owner allowed to run: any of the others, in a process of its own
+    "isolated": "napari_medai.engine.isolated:run_isolated",
     "micronuclei": "napari_medai.engine.nuclei:detect_micronuclei",
+    "nnunet": "napari_medai.engine.nnunet.run:segment",
     "nuclei": "napari_medai.engine.nuclei:segment_nuclei",
     "quality": "napari_medai.engine.quality:classify_slices",
     "self": "napari_medai.engine.volumes:denoise_itself",

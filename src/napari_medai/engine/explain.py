@@ -99,6 +99,11 @@ def explain(volume: Volume, run: Run, params: Any) -> tuple[NDArray[np.float32],
         )
     if params.target and params.target not in names:
         raise InputError(f"Model {run.spec.id!r} has no class {params.target!r}; it has: {', '.join(names)}.")
+    if run.goes_elsewhere:
+        from napari_medai.engine.isolated import explain_isolated
+
+        heat, target_name = explain_isolated(volume, run, params)
+        return heat, target_name
     module, _, function = PROBES[run.spec.runner].partition(":")
     run.progress.update(0, 1, "preparing")
     probe: Probe = getattr(importlib.import_module(module), function)(volume, run)

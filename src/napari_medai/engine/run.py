@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from napari_medai.core.errors import DeviceError, ModelError
+from napari_medai.core.errors import DeviceError, ModelError, UntrustedError
 from napari_medai.core.provenance import Provenance
 from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine import load_runner
 from napari_medai.engine.device import choose_device, release_memory
+from napari_medai.engine.isolated_limits import inside
 from napari_medai.engine.memory import Setting, is_out_of_memory, smaller
 from napari_medai.engine.predict import predict
 from napari_medai.engine.tiling import Stitcher, plan_tiles
@@ -87,10 +88,30 @@ class Run:
         """The code that prepares the model's input and decodes its output: ``runner(volume, run, params)``.
 
         What its owner allowed to run is run in a process of its own.
+
+        Raises
+        ------
+        UntrustedError
+            The model needs what nobody allowed.
         """
-        if self.model.grant is not None:
-            return load_runner("isolated")
-        return load_runner(self.spec.runner)
+        return load_runner("isolated" if self.goes_elsewhere else self.spec.runner)
+
+    @property
+    def goes_elsewhere(self) -> bool:
+        """Whether the model is run in a process of its own, and this is not that process.
+
+        Raises
+        ------
+        UntrustedError
+            The model needs what nobody allowed.
+        """
+        allowed = self.model.grant.capabilities if self.model.grant else frozenset()
+        if not self.spec.capabilities <= allowed:
+            missing = ", ".join(sorted(self.spec.capabilities - allowed))
+            raise UntrustedError(
+                f"{self.spec.title!r} carries what is not run unless you allow it: {missing}.", self.spec.needs
+            )
+        return self.model.grant is not None and not inside()
 
     def note(self, message: str) -> None:
         """Keep in the record, and tell the user, what was done in their place; once for each message."""
@@ -119,7 +140,7 @@ class Run:
                 raise
         forget()
         release_memory(self.device)
-        self._to_cpu(f"{self.device.type} has no memory for the network: running on the CPU instead")
+        self.use_cpu(f"{self.device.type} has no memory for the network: running on the CPU instead")
         return loader(self.device)
 
     def predict(
@@ -204,7 +225,7 @@ class Run:
                     forget()
                     network.to(setting.device)
                 release_memory(self.device)
-                self._to_cpu(note)
+                self.use_cpu(note)
 
     def provenance(self) -> Provenance:
         """The record of the run so far."""
@@ -228,12 +249,20 @@ class Run:
         self.tiles += count
         self._memory.look()
 
+    def ran_elsewhere(self, device: str = "", precision: str = "", tiles: int = 0, peak_memory_mb: float = 0.0) -> None:
+        """Keep in the record what another process said of itself; called by the engine."""
+        self.device = torch.device(device) if device else self.device
+        self.precision = precision or self.precision
+        self.tiles = tiles or self.tiles
+        self._memory.seen = max(self._memory.seen, peak_memory_mb)
+
     def use_float32(self, note: str) -> None:
         """Give up half precision, with a note; called by the engine."""
         self.precision = "float32"
         self.note(note)
 
-    def _to_cpu(self, note: str) -> None:
+    def use_cpu(self, note: str) -> None:
+        """Give up the accelerator, with a note; called by the engine."""
         self.device, self.precision = torch.device("cpu"), "float32"
         self.note(note)
 
