@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from napari_medai.cli import models, pacs, run, scans, system, verify
+from napari_medai.cli import models, models_change, pacs, run, scans, system, verify
 from napari_medai.core.errors import MedaiError, ParamsError
 from napari_medai.stages import STAGES
 from napari_medai.terminal import interrupt, say
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="The models that can be run here.", no_args_is_help=True)
+models_app = typer.Typer(help="The models that can be run here, and those that can be had.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 app.command()(scans.info)
@@ -36,6 +36,11 @@ app.command()(system.demo)
 app.command()(system.doctor)
 models_app.command("list")(models.models_list)
 models_app.command("show")(models.models_show)
+models_app.command("probe")(models.models_probe)
+models_app.command("add")(models_change.models_add)
+models_app.command("remove")(models_change.models_remove)
+models_app.command("check")(models_change.models_check)
+models_app.command("trust")(models_change.models_trust)
 
 # What typer makes of Ctrl-C
 INTERRUPTED = 130

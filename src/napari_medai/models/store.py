@@ -11,7 +11,6 @@ folder that others can write to must not be able to say that a program is data.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -27,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_medai.core.errors import MedaiError, ModelError, UntrustedError
 from napari_medai.core.stage import Part, Progress
-from napari_medai.models.catalogue.entry import HASHES, Entry, safe_name
+from napari_medai.models.catalogue.entry import Entry, safe_name
+from napari_medai.models.catalogue.matching import match
 from napari_medai.models.package import package_sha256, unpacked
 from napari_medai.models.spec import Model, ModelSpec
 
@@ -250,52 +250,6 @@ def named(id: str) -> Model | None:
     if item.spec is not None and item.spec.needs:
         raise UntrustedError(item.problem, item.spec.needs)
     raise ModelError(item.problem)
-
-
-def match(path: Path) -> Entry | None:
-    """The entry of the catalogue whose bytes a file or a folder has, or none.
-
-    A folder has them if each of the entry's files lies in it under its name; a file of an entry with several counts if
-    the others lie beside it.
-    """
-    from napari_medai.models.catalogue import entries
-    from napari_medai.models.catalogue.fetching import matches
-
-    around = path if path.is_dir() else path.parent
-    for entry in entries():
-        if not entry.files or any(not file.known_hash for file in entry.files):
-            continue
-        if len(entry.files) == 1:
-            file = entry.files[0]
-            if path.is_file() and file.size in (None, path.stat().st_size) and _hash(path, file.known_hash):
-                return entry
-        elif path.is_dir() or path.name in {file.name for file in entry.files}:
-            found = [around / file.name for file in entry.files]
-            if all(one.is_file() for one in found) and all(map(matches, found, entry.files)):
-                return entry
-    return None
-
-
-def _hash(path: Path, known: str) -> bool:
-    kind, _, expected = known.partition(":")
-    return _hashes(path, path.stat().st_size, path.stat().st_mtime_ns).get(kind) == expected
-
-
-_LAST: dict[tuple[str, int, int], dict[str, str]] = {}
-
-
-def _hashes(path: Path, size: int, changed: int) -> dict[str, str]:
-    """All kinds of hashes in one pass; the last file's are kept, as it is compared with many entries."""
-    key = (str(path.resolve()), size, changed)
-    if key not in _LAST:
-        made = {kind: hashlib.new(kind, usedforsecurity=False) for kind in HASHES}
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                for one in made.values():
-                    one.update(chunk)
-        _LAST.clear()
-        _LAST[key] = {kind: one.hexdigest() for kind, one in made.items()}
-    return _LAST[key]
 
 
 def _describe(path: Path, answers: Mapping[str, Any], entry: Entry | None) -> ModelSpec:

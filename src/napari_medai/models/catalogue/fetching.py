@@ -18,6 +18,7 @@ from napari_medai.core.stage import Part, Progress
 from napari_medai.models import store
 from napari_medai.models.catalogue.download import Resuming, copy, reason
 from napari_medai.models.catalogue.entry import Entry, File
+from napari_medai.models.catalogue.matching import matches
 
 
 def fetch_entry(entry: Entry, progress: Progress) -> store.Added:
@@ -127,12 +128,6 @@ def _from_folder(source: Path, target: Path, file: File, progress: Progress) -> 
         part.unlink()
         raise _changed("/".join(source.parts[-3:]), file)
     part.replace(target)
-
-
-def matches(path: Path, file: File) -> bool:
-    """Whether a file on this machine is, byte for byte, the one of the catalogue; false if no hash is known."""
-    kind, _, expected = file.known_hash.partition(":")
-    return bool(kind) and pooch.file_hash(str(path), alg=kind) == expected
 
 
 def _changed(where: str, file: File) -> DownloadError:
