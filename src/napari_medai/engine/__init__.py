@@ -16,6 +16,7 @@ __all__ = ["RUNNERS", "load_runner"]
 
 # `ModelSpec.runner` -> "module:function" of `function(volume, run, params)`, imported on first use
 RUNNERS: Mapping[str, str] = {
+    "bioimageio": "napari_medai.engine.bioimageio:run_package",
     "blobs3d": "napari_medai.engine.volumes:detect_blobs",
     "brain": "napari_medai.engine.brain:segment_brain",
     # what its owner allowed to run: any of the others, in a process of its own

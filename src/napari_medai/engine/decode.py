@@ -128,7 +128,7 @@ def _relative(depth: NDArray[np.floating], mask: NDArray[np.bool_]) -> NDArray[n
     """Distances as a share of the largest one in each piece of the mask."""
     pieces, count = ndimage.label(mask)
     highest = np.concatenate([[1.0], np.atleast_1d(ndimage.maximum(depth, pieces, index=np.arange(1, count + 1)))])
-    return np.clip(depth / np.maximum(highest, 1e-6)[pieces], 0, 1).astype(np.float32)
+    return np.asarray(np.clip(depth / np.maximum(highest, 1e-6)[pieces], 0, 1), dtype=np.float32)
 
 
 def _without_small(labels: NDArray[np.int32], min_size: int) -> NDArray[np.int32]:

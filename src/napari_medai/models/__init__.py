@@ -30,8 +30,11 @@ __all__ = ["SOURCES", "Model", "ModelSpec", "describe", "find_models", "load", "
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
+    "nnunet": "napari_medai.models.nnunet",
+    "bioimageio": "napari_medai.models.bioimageio",
     "added": "napari_medai.models.store",
     "plugin": "napari_medai.models.plugins",
+    "monai": "napari_medai.models.monai",
     "catalogue": "napari_medai.models.catalogue",
 }
 

@@ -257,7 +257,7 @@ def _external(tensor: Any, folder: Path) -> tuple[str, str]:
 def _size(tensor: Any) -> int:
     """Bytes that a tensor needs; 0 for types of which it is not known here."""
     widths = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 14: 8, 15: 16, 16: 2}
-    return prod(max(0, n) for n in tensor.dims) * widths.get(tensor.data_type, 0)
+    return int(prod(max(0, n) for n in tensor.dims) * widths.get(tensor.data_type, 0))
 
 
 def _port(value: Any) -> Port:
