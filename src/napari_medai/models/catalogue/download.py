@@ -15,7 +15,10 @@ from typing import Any
 from napari_medai.core.errors import DownloadError
 from napari_medai.core.stage import Progress
 
-CHUNK_BYTES = 2**18
+# What a connection brought since the last whole chunk is lost when it breaks
+CHUNK_BYTES = 2**15
+# Between two signs of progress
+_SHOWN_BYTES = 2**18
 # Connect, and between two chunks; a cancelled download ends within the second one
 TIMEOUTS_S = (10.0, 30.0)
 # Connections in vain, one after the other, before it is given up; and in all, for a line that breaks again and again
@@ -28,6 +31,7 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
     errno.EACCES: "there is no permission to write there",
     errno.EPERM: "there is no permission to write there",
     errno.EROFS: "the file system is read-only",
@@ -84,7 +88,7 @@ class Resuming:
             self.part.replace(output_file)
             self._origin.unlink(missing_ok=True)
         except OSError as error:  # requests' errors are OSErrors too; they do not get here
-            raise DownloadError(f"{_name(url)} cannot be kept: {reason(error)}. {self._kept()}") from error
+            raise DownloadError(f"{_name(url)} cannot be kept: {reason(error)}. {self._kept()}".rstrip()) from error
 
     @property
     def _origin(self) -> Path:
@@ -203,19 +207,16 @@ class Resuming:
         with self.part.open("r+b" if start else "wb") as file:
             file.seek(start)
             file.truncate()
-            done = start
+            done, shown = start, -1
             for chunk in chunks:
-                try:
-                    done += file.write(chunk)
-                    file.flush()
-                except OSError as error:
-                    raise DownloadError(
-                        f"{self.part.stem} cannot be kept: {reason(error)}. {self._kept()}".rstrip()
-                    ) from error
+                done += file.write(chunk)
                 if most is not None and done > most:
                     file.truncate(0)
                     raise DownloadError(f"The server sends more than the {most} bytes that were expected; it is ended.")
-                self.progress.update(min(done, most) if most else 0, most or 1, amount(done, most))
+                self.progress.check()
+                if done // _SHOWN_BYTES > shown or done == most:
+                    shown = done // _SHOWN_BYTES
+                    self.progress.update(done if most else 0, most or 1, amount(done, most))
 
 
 def copy(source: Path, target: Path, progress: Progress) -> None:
