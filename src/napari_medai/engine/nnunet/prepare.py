@@ -1,0 +1,265 @@
+"""What nnU-Net does to an image before its network, and what is needed to undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from napari_medai.core.errors import InputError, ModelError
+from napari_medai.core.geometry import Reorientation, canonical_reorientation
+from napari_medai.core.volume import Volume
+from napari_medai.engine.nnunet.resampling import new_shape, resample
+from napari_medai.engine.prepare import turn
+from napari_medai.models.nnunet_labels import LabelSet
+from napari_medai.models.nnunet_stage import Channel, StagePlan
+
+# nnU-Net's reader of natural images, and of single slices, gives them a third axis of such a spacing
+SINGLE_SLICE = 999.0
+_SMALLEST_DEVIATION = 1e-8
+_AXES = ("SI", "PA", "LR")
+_MM = {"mm": 1.0, "um": 1e-3, "pixel": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image as nnU-Net's readers give it.
+
+    Attributes
+    ----------
+    array : (c, z, y, x) float32 array
+        Pixels; a 2-D image has one plane.
+    spacing : tuple of 3 floats
+        Along z, y, x.
+    undo : callable
+        Labels (z, y, x) -> labels on the Volume's spatial axes.
+    """
+
+    array: NDArray[np.float32]
+    spacing: tuple[float, float, float]
+    undo: Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def read(volume: Volume, reader: str, orientation: str = "") -> Image:
+    """A Volume as one of nnU-Net's readers would give it.
+
+    Parameters
+    ----------
+    volume : Volume
+        Axes ``(c)zyx`` or ``(c)yx`` in memory.
+    reader : str
+        nnU-Net's name of the reader. Those of medical images keep the order of voxels as it is stored, which for files
+        of NIfTI is this package's too.
+    orientation : str
+        Three letters for the directions in which x, y, z are to grow, e.g. ``"RAS"``; empty keeps the image's.
+    """
+    array = np.asarray(volume.numpy(), dtype=np.float32)
+    array = array if "c" in volume.axes else array[None]
+    scale = _MM[volume.units] if reader not in ("Tiff3DIO", "NaturalImage2DIO") else 1.0
+    # the headers that nnU-Net reads hold float32; beyond it there is the noise of an affine
+    z, y, x = (float(np.float32(s * scale)) for s in volume.spacing)
+    if "z" not in volume.axes:
+        spacing = (max(y, x) * SINGLE_SLICE, y, x) if reader != "NaturalImage2DIO" else (SINGLE_SLICE, 1.0, 1.0)
+        return Image(array[:, None], spacing, lambda labels: labels[0])
+    if not orientation:
+        return Image(array, (z, y, x), lambda labels: labels)
+    there = _towards(volume, orientation)
+    turned = np.ascontiguousarray(np.stack([turn(channel, there) for channel in array]))
+    spacing = ((z, y, x)[there.order[0]], (z, y, x)[there.order[1]], (z, y, x)[there.order[2]])
+    return Image(turned, spacing, lambda labels: turn(labels, there.inverse()))
+
+
+def _towards(volume: Volume, orientation: str) -> Reorientation:
+    """The permutation and flips of the volume's axes after which (x, y, z) grow in the directions of three letters."""
+    letters = orientation.upper()[::-1]  # of z, y, x
+    worlds = [next((w for w, pair in enumerate(_AXES) if letter in pair), None) for letter in letters]
+    if len(letters) != 3 or sorted(w for w in worlds if w is not None) != [0, 1, 2]:
+        raise ModelError(f"The orientation {orientation!r} is none; three letters such as RAS or LPS are needed.")
+    canonical = canonical_reorientation(volume.affine)
+    order = [canonical.order[w] for w in worlds if w is not None]
+    flips = [
+        canonical.flips[w] != (letter == _AXES[w][1])
+        for w, letter in zip(worlds, letters, strict=True)
+        if w is not None
+    ]
+    return Reorientation((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An image ready for a network, and what its labels go back through.
+
+    Attributes
+    ----------
+    tensor : (channels, k, j, i) float32 tensor
+        Resampled and normalised; with the previous stage's labels, a channel for each.
+    whole : tuple of 3 ints
+        Shape before it was cut out, in the plan's order of axes.
+    box : tuple of 3 slices
+        Where it was cut out.
+    cut : tuple of 3 ints
+        Shape of what was cut out.
+    spacing, target : tuple of 3 floats
+        Of the image and of the tensor.
+    """
+
+    tensor: torch.Tensor
+    whole: tuple[int, ...]
+    box: tuple[slice, ...]
+    cut: tuple[int, ...]
+    spacing: tuple[float, ...]
+    target: tuple[float, ...]
+
+
+def prepare(
+    image: Image, plan: StagePlan, labels: LabelSet, previous: NDArray[Any] | None, check: Callable[[], None]
+) -> Case:
+    """Order of axes, cut to what is not zero, normalisation, spacing: in this order, as nnU-Net does.
+
+    Parameters
+    ----------
+    image : Image
+        As `read` gave it.
+    plan : StagePlan
+        The configuration.
+    labels : LabelSet
+        For the channels of ``previous``.
+    previous : (z, y, x) integer array, optional
+        What the stage before found.
+    check : callable
+        Called between channels; may raise `Cancelled`.
+    """
+    data = image.array.astype(np.float32).transpose(0, *(n + 1 for n in plan.forward))  # a copy that is written into
+    spacing = tuple(image.spacing[n] for n in plan.forward)
+    whole = tuple(data.shape[1:])
+    inside = nonzero(data)
+    box = bounding_box(inside)
+    data, inside = data[(slice(None), *box)], inside[box]
+    cut = tuple(data.shape[1:])
+    # a 2-D network keeps the distance of slices
+    target = plan.spacing if len(plan.spacing) == 3 else (spacing[0], *plan.spacing)
+    shape = new_shape(cut, spacing, target)
+    if min(shape) < 1:
+        raise InputError(
+            f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has no voxel along an "
+            "axis; it is too small, or its spacing is wrong."
+        )
+    seen = None
+    if previous is not None:
+        seen = previous.astype(np.float32).transpose(plan.forward)[box].copy()
+        seen[(seen == 0) & ~inside] = -1
+        inside = seen >= 0
+    channels = []
+    for values, how in zip(data, plan.channels, strict=True):
+        check()
+        channels.append(resample(normalise(values, how, inside), shape, spacing, target, plan.data))
+    if seen is not None:
+        check()
+        found = resample(seen, shape, spacing, target, plan.labels)
+        channels += [(found == value).astype(np.float32) for value in labels.foreground]
+    stacked = torch.from_numpy(np.stack([channel.astype(np.float32, copy=False) for channel in channels]))
+    return Case(stacked, whole, box, cut, spacing, target)
+
+
+def nonzero(data: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where any channel of (c, k, j, i) is not zero, holes filled."""
+    mask = data[0] != 0
+    for channel in data[1:]:
+        mask |= channel != 0
+    filled: NDArray[np.bool_] = binary_fill_holes(mask)
+    return filled
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box around a mask; everything if it is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        (places,) = np.nonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        box.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, mask.shape[axis]))
+    return tuple(box)
+
+
+def normalise(values: NDArray[np.float32], how: Channel, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """One channel, in place, by nnU-Net's scheme.
+
+    Raises
+    ------
+    InputError
+        The scheme is that of 8-bit colours and the values go beyond 0..255.
+    """
+    if how.scheme == "CTNormalization":
+        np.clip(values, how.low, how.high, out=values)
+        values -= how.mean
+        values /= max(how.std, _SMALLEST_DEVIATION)
+    elif how.scheme == "ZScoreNormalization" and how.masked:
+        seen = values[inside]
+        values[inside] = (seen - seen.mean()) / max(seen.std(), _SMALLEST_DEVIATION)
+    elif how.scheme == "ZScoreNormalization":
+        mean, deviation = values.mean(), values.std()
+        values -= mean
+        values /= max(deviation, _SMALLEST_DEVIATION)
+    elif how.scheme == "RescaleTo01Normalization":
+        values -= values.min()
+        values /= np.clip(values.max(), a_min=_SMALLEST_DEVIATION, a_max=None)
+    elif how.scheme == "RGBTo01Normalization":
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(
+                f"The model takes colours from 0 to 255; this image goes from {values.min():g} to {values.max():g}."
+            )
+        values /= 255.0
+    return values
+
+
+def put_back(
+    channels: Sequence[Callable[[], NDArray[Any]]],
+    case: Case,
+    plan: StagePlan,
+    labels: LabelSet,
+    threshold: float,
+    check: Callable[[], None],
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Labels on the image's own voxels from a network's output, a channel at a time.
+
+    Parameters
+    ----------
+    channels : sequence of callable
+        Each gives one channel (k, j, i) of the logits at the network's spacing.
+    case : Case
+        What they came from.
+    plan : StagePlan
+        The configuration.
+    labels : LabelSet
+        What channels mean.
+    threshold : float
+        Probability above which a voxel belongs to a region; of no effect for labels.
+    check : callable
+        Called between channels; may raise `Cancelled`.
+
+    Returns
+    -------
+    (z, y, x) array
+        uint8, or uint16 from 255 labels on.
+    """
+    kind = np.uint8 if len(labels.foreground) < 255 else np.uint16
+    found = np.zeros(case.cut, dtype=kind)
+    best: NDArray[Any] | None = None
+    for n, channel in enumerate(channels):
+        check()
+        logits = resample(channel(), case.cut, case.target, case.spacing, plan.probabilities)
+        if labels.region_values:
+            probable = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits)).float()).numpy() > threshold
+            found[probable] = labels.region_values[n]
+        elif best is None:
+            best = np.array(logits)
+        else:
+            better = logits > best
+            found[better] = n
+            np.copyto(best, logits, where=better)
+    whole = np.zeros(case.whole, dtype=kind)
+    whole[case.box] = found
+    return whole.transpose(plan.backward)

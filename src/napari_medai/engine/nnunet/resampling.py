@@ -1,0 +1,195 @@
+"""nnU-Net's ways to bring an image, a network's output or labels to another spacing.
+
+Scans with thick slices are resampled in plane by splines and across by the nearest plane ("separate z"), because
+splines across thick slices ring (Isensee et al., nnU-Net, Nature Methods 18, 2021). scikit-image does the
+resizing, as in nnU-Net, so that numbers agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+from skimage.transform import resize
+
+from napari_medai.models.nnunet_stage import Resampling
+
+Spacing = Sequence[float]
+
+
+def new_shape(shape: Sequence[int], spacing: Spacing, wanted: Spacing) -> tuple[int, ...]:
+    """The shape at another spacing, rounded to whole voxels (halves to even)."""
+    return tuple(round(old / new * count) for old, new, count in zip(spacing, wanted, shape, strict=True))
+
+
+def separate_axis(spacing: Spacing, wanted: Spacing, how: Resampling) -> int | None:
+    """The axis across thick slices that is resampled on its own; None if all axes go together.
+
+    Parameters
+    ----------
+    spacing, wanted : sequence of 3 floats
+        Before and after.
+    how : Resampling
+        ``separate_z`` and ``threshold``.
+    """
+
+    def thick(values: Spacing) -> bool:
+        return max(values) / min(values) > how.threshold
+
+    if how.separate_z is not None:
+        judged = spacing if how.separate_z else None
+    else:
+        judged = spacing if thick(spacing) else wanted if thick(wanted) else None
+    if judged is None:
+        return None
+    largest = [axis for axis, value in enumerate(judged) if max(judged) / value == 1]
+    # two or three equally large spacings have no axis across
+    return largest[0] if len(largest) == 1 else None
+
+
+def resample(
+    channel: NDArray[Any], shape: Sequence[int], spacing: Spacing, wanted: Spacing, how: Resampling
+) -> NDArray[Any]:
+    """One 3-D channel at another shape.
+
+    Parameters
+    ----------
+    channel : (k, j, i) array
+        Values, or labels if ``how.labels``.
+    shape : sequence of 3 ints
+        Of the result.
+    spacing, wanted : sequence of 3 floats
+        Spacing before and after; it only decides whether slices count as thick.
+    how : Resampling
+        The plan's choice.
+
+    Returns
+    -------
+    (\\*shape) array
+        The channel itself if nothing changes; else of its type, for values by ``"torch"`` float32.
+    """
+    shape = tuple(int(n) for n in shape)
+    if how.method == "none" or channel.shape == shape:
+        return channel
+    axis = separate_axis(spacing, wanted, how)
+    if how.method == "torch":
+        return _by_torch(channel, shape, axis, how)
+    values = channel.astype(float)
+    if axis is None:
+        return _resize(values, shape, how).astype(channel.dtype)
+    between = tuple(n if a != axis else values.shape[axis] for a, n in enumerate(shape))
+    planes = np.zeros(between)
+    flat = tuple(n for a, n in enumerate(shape) if a != axis)
+    for k in range(values.shape[axis]):
+        where = (slice(None),) * axis + (k,)
+        planes[where] = _resize(values[where], flat, how)
+    out: NDArray[Any] = _across(planes, shape, axis, how).astype(channel.dtype)
+    return out
+
+
+def _resize(values: NDArray[np.float64], shape: tuple[int, ...], how: Resampling) -> NDArray[np.float64]:
+    """scikit-image's resizing; labels one by one."""
+
+    def stretch(array: NDArray[np.float64], order: int) -> NDArray[np.float64]:
+        out: NDArray[np.float64] = resize(array, shape, order, mode="edge", anti_aliasing=False)
+        return out
+
+    if not how.labels or how.order == 0:
+        return stretch(values, how.order)
+    return _largest(values, shape, lambda mask: stretch(mask, how.order), lambda: stretch(values, 0))
+
+
+def _largest(
+    values: NDArray[np.float64],
+    shape: tuple[int, ...],
+    score: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    nearest: Callable[[], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """The label that scores most at each voxel; of equal ones the nearest neighbour's, else the smallest.
+
+    As batchgenerators 0.25.5, by which nnU-Net resizes labels, decides.
+    """
+    present = np.unique(values)
+    if len(present) == 1:
+        return np.full(shape, present[0])
+    neighbour = nearest()
+    best, winner = np.full(shape, -1.0), np.full(shape, present[0])
+    neighbours_score = np.full(shape, -1.0)
+    for label in present:
+        scores = score((values == label).astype(float))
+        better = scores > best
+        winner[better] = label
+        np.maximum(best, scores, out=best)
+        own = neighbour == label
+        neighbours_score[own] = scores[own]
+    level = (neighbours_score == best) & (best > 0)
+    winner[level] = neighbour[level]
+    return winner
+
+
+def _across(planes: NDArray[np.float64], shape: tuple[int, ...], axis: int, how: Resampling) -> NDArray[np.float64]:
+    """Planes at other places across: the nearest, or by splines of ``order_z``."""
+    count = planes.shape[axis]
+    if count == shape[axis]:
+        return planes
+    places = count / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
+    if how.order_z == 0:
+        index = np.floor(np.clip(places, 0, count - 1) + 0.5).astype(int)
+        nearest: NDArray[np.float64] = np.take(planes, index, axis=axis)
+        return nearest
+    grid = np.array(
+        np.meshgrid(*(places if a == axis else np.arange(n) for a, n in enumerate(shape)), indexing="ij"), dtype=float
+    )
+    if not how.labels:
+        out: NDArray[np.float64] = map_coordinates(planes, grid, order=how.order_z, mode="nearest")
+        return out
+    result = np.zeros(shape)
+    for label in np.unique(planes):
+        mask = map_coordinates((planes == label).astype(float), grid, order=how.order_z, mode="nearest")
+        result[np.round(mask) > 0.5] = label
+    return result
+
+
+def _by_torch(channel: NDArray[Any], shape: tuple[int, ...], axis: int | None, how: Resampling) -> NDArray[Any]:
+    """nnU-Net's resampling by torch: linear, or linear in plane and nearest across."""
+    tensor = torch.from_numpy(np.ascontiguousarray(channel))
+    if axis is None:
+        return np.asarray(_interpolate(tensor[None], shape, "linear", how)[0].numpy())
+    planes = tensor.movedim(axis, 0)
+    flat = tuple(n for a, n in enumerate(shape) if a != axis)
+    planes = _interpolate(planes, flat, how.in_plane, how)
+    return np.asarray(_interpolate(planes.movedim(0, axis)[None], shape, how.across, how)[0].numpy())
+
+
+def _interpolate(images: torch.Tensor, shape: tuple[int, ...], mode: str, how: Resampling) -> torch.Tensor:
+    """(n, \\*spatial) at another shape; 2 or 3 spatial axes."""
+    if images.shape[1:] == shape:
+        return images
+    if mode == "linear":
+        mode = "trilinear" if len(shape) == 3 else "bilinear"
+
+    def stretch(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(values[None].float(), shape, mode=mode)[0]
+
+    if not how.labels:
+        return stretch(images)
+    present = torch.unique(images)
+    kind = torch.int8 if int(present.max()) < 127 else torch.int16
+    result = torch.zeros((len(images), *shape), dtype=kind)
+    if how.lean:
+        for label in present:
+            result[stretch(images == label) > 0.5] = int(label)
+        return result
+    # a thousandfold in half precision, as nnU-Net compares them
+    scores = torch.stack([(stretch((images == label).float() * 1000)).half() for label in present])
+    done = torch.zeros(result.shape, dtype=torch.bool)
+    for label, score in zip(present, scores, strict=True):
+        sure = score > 700
+        result[sure] = int(label)
+        done |= sure
+    result[~done] = present[scores[:, ~done].argmax(0)].to(kind)
+    return result
