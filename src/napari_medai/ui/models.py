@@ -21,9 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_medai.core.errors import MedaiError
 from napari_medai.core.stage import Progress
-from napari_medai.models import probe
 from napari_medai.models.catalogue import fetch
 from napari_medai.models.spec import ModelSpec
 from napari_medai.models.store import add, remove
@@ -214,7 +212,8 @@ def _add(path: Path, answers: dict[str, Any], progress: Progress) -> Any:
 
 
 def _check(model: str, progress: Progress) -> str:
-    raise NotImplementedError
+    from napari_medai.checking import check  # brings torch
 
-
-_ = (MedaiError, probe)
+    found = check(model, progress)
+    lines = [f"{'✓' if one.ok else '✗'} {one.what}: {one.detail}" for one in found.findings]
+    return "\n".join(lines)
