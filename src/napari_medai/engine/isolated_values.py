@@ -7,6 +7,7 @@ plain files only, the shapes and types that the stage calls for, no more bytes t
 from __future__ import annotations
 
 import os
+import tokenize
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _read(folder: Path, name: str, kinds: str, shape: tuple[int, ...], most: boo
                 raise _wrong(name, "fewer bytes than it says")
     except OSError as error:
         raise _wrong(name, f"nothing ({error.strerror})") from error
-    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise _wrong(name, "no .npy file") from error
     array = flat.reshape(found, order="F" if fortran else "C")
     if dtype.kind == "f" and not np.isfinite(array).all():

@@ -192,8 +192,8 @@ def open_plain(path: Path) -> BinaryIO:
         raise ModelError(f"{path.name} is a link; a package holds plain files only.")
     if path.exists() and not path.is_file():  # opening a device can do things by itself
         raise ModelError(f"{path.name} is no plain file; a package holds nothing else.")
-    file = os.fdopen(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise ModelError(f"{path.name} is no plain file; a package holds nothing else.")
-    return file
+    return os.fdopen(descriptor, "rb")

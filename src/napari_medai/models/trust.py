@@ -231,11 +231,12 @@ def _read(path: Path) -> list[Grant]:
         return []
     except OSError as error:
         raise ModelError(f"The file of permissions {path} cannot be read ({error.strerror}).") from error
+    # of the file that was opened, not of whatever has its name by now
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or (os.name == "posix" and found.st_nlink != 1):
+        os.close(descriptor)
+        raise ModelError(f"The file of permissions {path} is no plain file, or has a second name; remove it.")
     with os.fdopen(descriptor, "rb") as file:
-        # of the file that was opened, not of whatever has its name by now
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or (os.name == "posix" and found.st_nlink != 1):
-            raise ModelError(f"The file of permissions {path} is no plain file, or has a second name; remove it.")
         check_owner(found, path)
         check_owner(path.parent.stat(), path.parent)
         content = file.read(_MOST_BYTES)
