@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -19,6 +20,7 @@ import napari_medai as medai
 from napari_medai.core.errors import ParamsError, ReadError, UnsupportedFormatError, WriteError
 from napari_medai.core.geometry import Affine, from_ras, index_to_world, scaling, to_ras
 from napari_medai.core.volume import Volume
+from napari_medai.io import nifti_pixels
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: object) -> Path:
@@ -531,15 +533,60 @@ def test_a_lazy_volume_is_written_slab_by_slab(tmp_path: Path) -> None:
     assert largest <= 128
 
 
-def test_what_is_read_whole_may_be_written_to(tmp_path: Path) -> None:
-    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    path = tmp_path / "a.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1, -1, 1, 1])), path)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+def test_what_is_read_whole_may_be_written_to(tmp_path: Path, suffix: str, slope: float) -> None:
+    stored = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = tmp_path / f"a{suffix}"
+    image = nibabel.Nifti1Image(stored, np.diag([-1, -1, 1, 1]))
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, path)
+    values = np.asanyarray(nibabel.load(path).dataobj).transpose(2, 1, 0)
     volume = medai.open(path)
     first = volume.numpy()
+    np.testing.assert_array_equal(first, values)
     first[:] = 0
-    np.testing.assert_array_equal(np.asarray(volume.array[1]), values.transpose(2, 1, 0)[1])  # now it is kept
+    np.testing.assert_array_equal(np.asarray(volume.array[1]), values[1])  # now it is kept
     second = volume.numpy()
-    np.testing.assert_array_equal(second, values.transpose(2, 1, 0))
+    np.testing.assert_array_equal(second, values)
     second[:] = 0
-    np.testing.assert_array_equal(volume.numpy(), values.transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.numpy(), values)
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<u1", ">f4", "<c8", "<f8"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_stream_of_many_pieces_has_the_values_of_the_plain_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, scaled: bool
+) -> None:
+    monkeypatch.setattr(nifti_pixels, "PIECE_BYTES", 100)  # no multiple of 8: items must not be torn apart
+    monkeypatch.setattr(nifti_pixels, "PIECES_AHEAD", 3)
+    stored = np.random.default_rng(3).integers(0, 200, (7, 6, 5, 2)).astype(kind)
+    image = nibabel.Nifti1Image(stored, np.diag([-1, -1, 1, 1]))
+    image.header.set_data_dtype(np.dtype(kind))
+    nibabel.save(image, tmp_path / "plain.nii")
+    content = bytearray((tmp_path / "plain.nii").read_bytes())
+    if scaled:
+        content[112:120] = np.array([0.25, -3.0], kind[0] + "f4").tobytes()
+        (tmp_path / "plain.nii").write_bytes(content)
+    (tmp_path / "packed.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    plain, packed = (medai.open(tmp_path / name) for name in ("plain.nii", "packed.nii.gz"))
+    assert packed.dtype == plain.dtype
+    np.testing.assert_array_equal(packed.numpy(), plain.numpy())
+    np.testing.assert_array_equal(np.asarray(packed.array[1]), plain.numpy()[1])  # one time point
+
+
+def test_scaled_pixels_take_no_second_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti_pixels, "PIECE_BYTES", 1 << 16)
+    stored = np.zeros((256, 256, 64), np.int16)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(0.5, 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = medai.open(tmp_path / "a.nii.gz")
+    tracemalloc.start()
+    try:
+        found = volume.numpy()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.dtype == np.float32
+    assert peak < found.nbytes + stored.nbytes // 2

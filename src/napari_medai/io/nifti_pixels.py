@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +28,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 8 << 20
 # Decoded at a time: a quarter faster than all at once, because each piece is copied while it is in the cache.
 PIECE_BYTES = 1 << 20
+# Decoded before the first of them is in its place: on a busy machine each of the two threads waits at times.
+PIECES_AHEAD = 8
 # Read behind the pixels for the sake of the checksum; a stream that goes on longer is not followed.
 _REST_BYTES = 16 << 20
 # deflate cannot shrink by more than 1032
@@ -123,50 +128,80 @@ class StoredPixels:
             self._decoded = decoded
             return decoded
 
-    def raw_once(self) -> tuple[NDArray[Any], bool]:
-        """As `raw`, and whether nobody else has the array: a stream that was not decoded yet is not kept now.
+    def whole(self) -> NDArray[Any]:
+        """All pixels, scaled, in memory that nobody else has.
 
-        A second copy of a large volume takes as long as decoding it, where memory is given out slowly.
+        A stream that was not decoded yet is not kept as stored: a second copy of a large volume takes as long as
+        decoding it, where memory is given out slowly.
+
+        Raises
+        ------
+        ReadError
+            As `raw`.
         """
         if self.compressed and self._decoded is None:
-            return self._decode(), True
-        return self.raw(), False
+            # which of two kinds the wide numbers are is told from all of them
+            return self.convert(self._decode()) if self.stored.kind == "V" else self._decode(scaled=True)
+        raw = self.raw()
+        return _apart(self.convert(raw), raw)
 
-    def _decode(self) -> NDArray[Any]:
+    def at(self, first: int) -> NDArray[Any]:
+        """As `whole`, what stands at one index of the first axis."""
+        raw = self._decode() if self.compressed and self._decoded is None else self.raw()
+        return _apart(self.convert(raw[first]), raw)
+
+    def _decode(self, scaled: bool = False) -> NDArray[Any]:
+        """The decoded stream: values as stored, or those that come out."""
+        dtype = self.dtype if scaled else self.stored
+        values = self.convert if scaled else _as_stored
         try:
-            pixels = np.empty(self.shape, self.stored)
+            pixels = np.empty(self.shape, dtype)
         except (MemoryError, ValueError) as error:
+            size = math.prod(self.shape) * dtype.itemsize / 1e9
             raise ReadError(
-                f"{self.path} needs {self.nbytes_stored / 1e9:.1f} GB of memory once it is decoded, more than there "
-                "is. Store it as .nii without gzip: then only what is looked at is read."
+                f"{self.path} needs {size:.1f} GB of memory once it is decoded, more than there is. Store it as .nii "
+                "without gzip: then only what is looked at is read."
             ) from error
-        view = pixels.reshape(-1).view(np.uint8).data
+        wanted = self.nbytes_stored
         try:
             try:
                 with igzip.open(self.path, "rb") as file:
-                    done = self._fill(view, file.read1)
+                    done = self._fill(pixels.reshape(-1), values, file.read)
             except igzip.BadGzipFile as error:
                 if not _is_no_gzip(error):
                     raise
-                done = self._fill(view, Members(self.path).read1)
+                done = self._fill(pixels.reshape(-1), values, Members(self.path).read)
                 self.trailing = max(1, self.trailing)
         except _BROKEN as error:
             raise ReadError(
-                f"{self.path} is damaged: {len(view)} bytes of pixels cannot be decoded to their end ({error}). "
+                f"{self.path} is damaged: {wanted} bytes of pixels cannot be decoded to their end ({error}). "
                 "Copy or export the file again."
             ) from error
-        if done < len(view):
-            raise truncated(self.path, self.offset + len(view), self.offset + done)
+        if done < wanted:
+            raise truncated(self.path, self.offset + wanted, self.offset + done)
         return pixels
 
-    def _fill(self, view: memoryview, read: Callable[[int], bytes]) -> int:
-        """Decode into the pixels; what was read of them. Goes on to the end of the stream, where the checksum is."""
+    def _fill(
+        self, pixels: NDArray[Any], values: Callable[[NDArray[Any]], NDArray[Any]], read: Callable[[int], bytes]
+    ) -> int:
+        """Decode into the pixels, one after the other; the bytes that were found for them.
+
+        Goes on to the end of the stream, where the checksum is. Pieces are decoded on a thread of their own, while
+        others are scaled and the system finds memory for them.
+        """
         skipped, done, self.trailing = 0, 0, 0
         while skipped < self.offset and (piece := read(min(PIECE_BYTES, self.offset - skipped))):
             skipped += len(piece)
-        while done < len(view) and (piece := read(min(PIECE_BYTES, len(view) - done))):
-            view[done : done + len(piece)] = piece
-            done += len(piece)
+        item, wanted = self.stored.itemsize, self.nbytes_stored
+        step = PIECE_BYTES // item * item
+        sizes = (min(step, wanted - start) for start in range(0, wanted, step))
+        with ThreadPoolExecutor(1, thread_name_prefix="medai-inflate") as pool:
+            coming = deque(pool.submit(read, size) for size in islice(sizes, PIECES_AHEAD))
+            while coming and (piece := coming.popleft().result()):
+                coming.extend(pool.submit(read, size) for size in islice(sizes, 1))
+                block = np.frombuffer(piece, self.stored, len(piece) // item)
+                pixels[done // item : done // item + len(block)] = values(block)
+                done += len(piece)
         while self.trailing < _REST_BYTES and (piece := read(PIECE_BYTES)):
             self.trailing += len(piece)
         return done
@@ -210,8 +245,15 @@ class Members:
         self._left = path.read_bytes()
         self._inflate: Any = None
 
-    def read1(self, count: int) -> bytes:
-        """Some bytes, at most ``count``; none at the end."""
+    def read(self, count: int) -> bytes:
+        """So many bytes; fewer at the end."""
+        pieces = []
+        while count and (piece := self._read_some(count)):
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def _read_some(self, count: int) -> bytes:
         while True:
             if self._inflate is None:
                 self._left = self._left.lstrip(b"\0")
@@ -247,10 +289,7 @@ def read_head(path: Path, count: int) -> bytes:
         except igzip.BadGzipFile as error:
             if not _is_no_gzip(error):
                 raise
-            members, head = Members(path), b""
-            while len(head) < count and (piece := members.read1(count - len(head))):
-                head += piece
-            return head
+            return Members(path).read(count)
     except _BROKEN as error:
         raise ReadError(f"{path} cannot be read: {error}") from error
 
@@ -315,7 +354,13 @@ def lazy(pixels: StoredPixels) -> Any:
 
 
 def _whole(pixels: StoredPixels, first: int | None) -> NDArray[Any]:
-    raw, ours = pixels.raw_once()
-    found = pixels.convert(raw if first is None else raw[first])
-    # whoever gets the array may write into it, so that it is not the one that is kept for others
-    return found if ours or not np.shares_memory(found, raw) else found.copy()
+    return pixels.whole() if first is None else pixels.at(first)
+
+
+def _as_stored(block: NDArray[Any]) -> NDArray[Any]:
+    return block
+
+
+def _apart(found: NDArray[Any], raw: NDArray[Any]) -> NDArray[Any]:
+    """Values in memory of their own: what is kept for others must not be written to."""
+    return found.copy() if np.shares_memory(found, raw) else found
