@@ -20,7 +20,7 @@ from napari_medai.cli import app
 from napari_medai.core.contours import Contour, Contours, Region
 from napari_medai.core.errors import SeriesChoiceError
 from napari_medai.io import list_series, save
-from napari_medai.io.dicom import headers, rtstruct, series
+from napari_medai.io.dicom import gathered, rtstruct, series
 from tests.io.dicom.conftest import dataset
 
 RUN = CliRunner()
@@ -137,7 +137,7 @@ def test_options_of_dicom_alone(disc: Path, tmp_path: Path) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many headers each reading of a place asked for."""
     counts: list[int] = []
-    reader = headers.read_headers
+    reader = gathered.read_headers
 
     def counted(paths: Sequence[str], *others: Any) -> Any:
         counts.append(len(paths))

@@ -17,7 +17,8 @@ from napari_medai.core.stage import Cancelled, Part, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of, unpacked
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.headers import Header, NotDicomError, read_header, read_headers
+from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.headers import Header, NotDicomError, read_header
 from napari_medai.io.dicom.pixels import what_it_is
 from napari_medai.io.dicom.rtstruct import is_structure_set, structure_info
 from napari_medai.io.dicom.series import Image, Series, clean, scan

@@ -15,9 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from napari_medai.core.errors import ReadError
-from napari_medai.io.dicom.bulk import HEAD, read_alike
+from napari_medai.io.dicom.bulk import HEADS, Table, read_tables
 from napari_medai.io.dicom.frames import frames_of
-from napari_medai.io.dicom.headers import Header, read_header, read_headers
+from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.headers import Header, read_header
 from napari_medai.io.dicom.pixels import pixel_file
 from napari_medai.io.dicom.whitelist import OF_EACH_SLICE, WANTED
 
@@ -41,7 +42,11 @@ def check(paths: list[str]) -> list[Header]:
             assert getattr(frames[0], name) == getattr(frames[1], name), name
         for name in ("position", "orientation", "spacing"):
             np.testing.assert_array_equal(*(getattr(f.place, name) if f.place else 0 for f in frames))
-    return together
+    return list(together)
+
+
+def tables_of(paths: list[str]) -> list[Table]:
+    return read_tables(paths, WANTED, OF_EACH_SLICE, lambda done: None)
 
 
 @pytest.fixture
@@ -90,8 +95,7 @@ def test_sequences_that_name_other_instances_do_not_part_a_group(write: Write) -
         paths.append(
             os.fspath(write(f"s{n}", PIXELS, SOPInstanceUID=f"1.2.3.{200 + n}", ReferencedImageSequence=outer))
         )
-    alike = read_alike(paths, WANTED)
-    assert sum(a is not None for a in alike) == 20
+    assert [len(table.files) for table in tables_of(paths)] == [20]
     check(paths)
 
 
@@ -103,7 +107,7 @@ def test_other_files_are_left_to_the_ordinary_reader(series: list[str], tmp_path
     cut = tmp_path / "cut"
     cut.write_bytes(Path(series[3]).read_bytes()[:300])
     implicit = os.fspath(write("implicit", PIXELS, syntax="1.2.840.10008.1.2"))
-    long = os.fspath(write("long", PIXELS, ImageComments="x" * (HEAD + 10)))
+    long = os.fspath(write("long", PIXELS, ImageComments="x" * (HEADS[-1] + 10)))
     paths = [
         *series,
         os.fspath(text),
@@ -113,8 +117,9 @@ def test_other_files_are_left_to_the_ordinary_reader(series: list[str], tmp_path
         implicit,
         long,
     ]
-    alike = read_alike([*paths, os.fspath(cut)], WANTED)
-    assert alike[len(series) :] == [None] * 7
+    tables = tables_of([*paths, os.fspath(cut)])
+    assert tables
+    assert all(table.files.max() < len(series) for table in tables)
     headers, broken = read_headers([*paths[:42], implicit, long])
     assert len(headers) == 42
     assert not broken

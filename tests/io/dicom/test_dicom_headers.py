@@ -16,7 +16,8 @@ from pydicom.uid import ImplicitVRLittleEndian
 from napari_medai.core.errors import ReadError
 from napari_medai.io import dicom
 from napari_medai.io.dicom.elements import CHUNK, read_elements
-from napari_medai.io.dicom.headers import _through_pydicom, numbers, read_header, read_headers, text
+from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.headers import _through_pydicom, numbers, read_header, text
 from napari_medai.io.dicom.whitelist import WANTED
 
 Write = Callable[..., Path]

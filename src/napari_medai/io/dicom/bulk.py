@@ -1,16 +1,18 @@
-"""Reads the headers of many files that are laid out alike at once.
+"""Reads the headers of many files that are laid out alike at once, into tables.
 
 The slices of a series differ in a few values: instance UID, number, position, time. Their elements mostly stand at the
 same offsets. The first file of such a group is read by `elements.read_elements`; the others are compared with it, all
-together, as one array of bytes, and only what differs is read from them. Files of a layout of their own are left to
-the ordinary reader.
+together, as one array of words, and only what differs is kept of them, as columns of bytes. Files of a layout of their
+own are left to the ordinary reader.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -18,41 +20,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.io.dicom.elements import (
-    LONG_VRS,
-    NOTED,
-    NUMBERS,
-    SHORT_VRS,
-    TEXTS,
-    Found,
-    converted,
-    read_elements,
-)
+from napari_medai.io.dicom.elements import NUMBERS, TEXTS, Found, converted, read_elements
+from napari_medai.io.dicom.layout import WORD, Layout, layout_of
 
-# Plain headers of CT and PET slices end within 4 KiB, those of MR slices mostly; two pages are read as fast as one.
-HEAD = 8192
-# How many files are compared at once: 8 MiB of heads.
-BATCH = 1024
-# Files of one length that differ in layout from all of so many are read one by one.
+# Plain headers of CT and PET slices end within 4 KiB, those of MR slices mostly within 8.
+HEADS = (4096, 8192)
+# How many files are compared at once: 2 MiB of heads, which stay in the processor's cache.
+BATCH = 512
+# So many files of a batch that differ in layout from all others are looked at; the rest is read one by one.
 _LAYOUTS = 48
-# Below it a group is not worth comparing.
+# So many layouts are looked for in the batches that follow, those of the most files first.
+_KNOWN = 64
+# So many words of a layout are compared first.
+_MARKS = 8
+# Below it a group is not worth a table.
 _FEWEST = 4
-_EXPLICIT_LITTLE, _COMPRESSED = b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.4."
-# Group 2 stands at the beginning.
-_META = 512
-_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_UNDEFINED, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFFFFFF, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_CHARSET = 0x00080005
+# Threads hide the delay of network drives. A local disk takes 10 us a file, and threads fight over Python's lock.
+_SLOW_S, _THREADS = 2e-4, 8
+_CHARSET, _PREAMBLE = 0x00080005, 128
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+
+Numbers = NDArray[np.intp]
+Words = NDArray[np.uint64]
 
 
 @dataclass(eq=False)
 class Kin:
-    """What the files of a group share; others keep here what they derived from the first of them.
+    """What the files of a table share; others keep here what they derived from the first of them.
 
     Attributes
     ----------
     varying : frozenset of int
-        Tags of the wanted elements whose values differ within the group.
+        Tags of the wanted elements whose values differ within the table.
     derived : dict
         Whatever follows from the values that do not differ.
     """
@@ -62,34 +62,102 @@ class Kin:
 
 
 @dataclass(frozen=True, eq=False)
-class Alike:
-    """One file of a group.
+class Column:
+    """The values of one element in the files of a table, as they are written.
 
     Attributes
     ----------
-    found : Found
-        Its elements.
-    size : int
-        Length of the file in bytes.
-    kin : Kin
-        Of its group.
+    vr : str
+        Value representation.
+    raw : (files, length) array of uint8
+        The bytes.
     """
 
-    found: Found
-    size: int
-    kin: Kin
+    vr: str
+    raw: NDArray[np.uint8]
+
+    def values(self, rows: Any, charset: str) -> list[Any]:
+        """As `elements.converted` gives them.
+
+        Parameters
+        ----------
+        rows : index
+            Which rows: a slice or an array of numbers.
+        charset : str
+            Specific Character Set (0008,0005) of the files.
+        """
+        raw, length = self.raw[rows].tobytes(), self.raw.shape[1]
+        starts = range(0, len(raw), length)
+        if self.vr in TEXTS:
+            text = raw.decode("latin-1")
+            return [text[n : n + length].strip("\0 ") for n in starts]
+        if self.vr in NUMBERS:
+            letter = NUMBERS[self.vr]
+            unpack = struct.Struct(f"<{length // struct.calcsize(letter)}{letter}").unpack_from
+            return [unpack(raw, n) for n in starts]
+        charsets = {_CHARSET: ("CS", charset.encode("ascii"))} if charset else {}
+        return [converted({**charsets, 0: (self.vr, raw[n : n + length])})[0] for n in starts]
 
 
 @dataclass(frozen=True, eq=False)
-class _Layout:
-    fixed: NDArray[np.intp]
-    """Positions of the bytes that make the layout: tags, representations, lengths."""
-    values: Mapping[int, tuple[str, int, int]]
-    """Representation, position and length of the wanted values by tag."""
-    end: int
+class Table:
+    """Files that are laid out alike, and what they differ in.
+
+    Attributes
+    ----------
+    files : (files,) array of int
+        Number of each among the paths, in rising order.
+    sizes : (files,) array of int
+        Length of each in bytes.
+    found : Found
+        The elements of one of them.
+    columns : mapping of int to Column
+        The values of the elements in which they differ, by tag.
+    kin : Kin
+        What they share.
+    """
+
+    files: Numbers
+    sizes: NDArray[np.int64]
+    found: Found
+    columns: Mapping[int, Column]
+    kin: Kin
+
+    def values(self, tag: int, rows: Any = slice(None)) -> list[Any] | None:
+        """The values of an element, one for each row; None if all files have the value in ``found``."""
+        column = self.columns.get(tag)
+        return None if column is None else column.values(rows, self.found.values.get(_CHARSET, ""))
+
+    def elements(self, rows: Any = slice(None)) -> list[Found]:
+        """The elements of some files."""
+        count = len(self.files[rows])
+        if not self.columns:
+            return [self.found] * count
+        columns = [self.values(tag, rows) or [] for tag in self.columns]
+        shared, made = self.found, []
+        for own in zip(*columns, strict=True):
+            values = {**shared.values, **dict(zip(self.columns, own, strict=True))}
+            # dataclasses.replace takes five times as long
+            found = object.__new__(Found)
+            found.__dict__.update(shared.__dict__, values=values)
+            made.append(found)
+        return made
+
+    def part(self, rows: Numbers) -> Table:
+        """A table of some of the files, which have what they differ in beyond its columns from the first of them."""
+        columns = {tag: Column(column.vr, column.raw[rows]) for tag, column in self.columns.items()}
+        same = {tag for tag, column in columns.items() if (column.raw == column.raw[0]).all()}
+        found = self.elements(rows[:1])[0]
+        left = {tag: column for tag, column in columns.items() if tag not in same}
+        return Table(self.files[rows], self.sizes[rows], found, left, Kin(frozenset(left)))
 
 
-def read_alike(paths: Sequence[str], wanted: Mapping[int, str]) -> list[Alike | None]:
+def read_tables(
+    paths: Sequence[str],
+    wanted: Mapping[int, str],
+    own: frozenset[int],
+    told: Callable[[int], None],
+) -> list[Table]:
     """The headers of the files that are plain and laid out like others.
 
     Parameters
@@ -98,170 +166,208 @@ def read_alike(paths: Sequence[str], wanted: Mapping[int, str]) -> list[Alike | 
         Files of any kind.
     wanted : mapping of int to str
         Value representation by tag.
+    own : frozenset of int
+        Tags of what each file has of its own. Files that differ in other elements, too, are in tables of their own
+        where four or more agree.
+    told : callable
+        Given the number of files that are done from time to time; may raise.
 
     Returns
     -------
-    list of Alike or None
-        For each path; None is for the ordinary reader, which says what is wrong with a file.
+    list of Table
+        Files that are in none of them are for the ordinary reader, which says what is wrong with a file.
     """
-    answers: list[Alike | None] = [None] * len(paths)
-    for start in range(0, len(paths), BATCH):
-        part = paths[start : start + BATCH]
-        heads = np.zeros((len(part), HEAD), np.uint8)
-        sizes = [_read_head(path, head.data) for path, head in zip(part, heads, strict=True)]
-        buckets: dict[int, list[int]] = {}
-        for n, size in enumerate(sizes):
-            if size:
-                # uncompressed files of one layout have one length
-                packed = heads[n, :_META].tobytes().find(_COMPRESSED) > 0
-                buckets.setdefault(0 if packed else size, []).append(n)
-        for members in buckets.values():
-            for n, found, kin in _groups(heads, np.array(members), min(sizes[m] for m in members), wanted):
-                answers[start + n] = Alike(found, sizes[n], kin)
-    return answers
+    left: Numbers = np.arange(len(paths))
+    groups: list[_Group] = []
+    for length in HEADS:
+        more, left = _groups(paths, left, length, wanted, told, sum(group.count for group in groups))
+        groups += more
+    return [table for group in groups for table in group.tables(wanted, own)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """The beginnings of files, their lengths (0 of those of no use here), and which of the paths they are."""
+
+    heads: Words
+    sizes: NDArray[np.int64]
+    files: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The files of a batch that are in a group, and those words of their beginnings that differ from the group's."""
+
+    files: Numbers
+    sizes: NDArray[np.int64]
+    words: Numbers
+    values: Words
+
+
+class _Group:
+    """Files of one layout, as they are found: the beginning of the first, and where others differ from it."""
+
+    def __init__(self, layout: Layout, head: Words) -> None:
+        self.layout = layout
+        self.head = head[: layout.mask.size].copy()
+        self.count = 0
+        self._differs = np.zeros_like(self.head)
+        self._parts: list[_Part] = []
+        whole = np.flatnonzero(layout.mask == _ALL)
+        self._marks = whole[:: max(1, whole.size // _MARKS)]
+
+    def take(self, batch: _Batch, left: Numbers) -> Numbers:
+        """Take the files of this layout out of a batch; the rows of those that are left."""
+        # a few words tell most layouts apart
+        like = (batch.heads[left[:, None], self._marks] == self.head[self._marks]).all(axis=1)
+        like &= batch.sizes[left] >= self.layout.end
+        there = batch.heads[left[like], : self.head.size]
+        differs = there ^ self.head
+        varying = np.bitwise_or.reduce(differs, axis=0)
+        if (varying & self.layout.mask).any():
+            same = ~(differs & self.layout.mask).any(axis=1)
+            there, like[like] = there[same], same
+            varying = np.bitwise_or.reduce(differs[same], axis=0)
+        mine, words = left[like], np.flatnonzero(varying)
+        self.count += mine.size
+        self._differs |= varying
+        self._parts.append(_Part(batch.files[mine], batch.sizes[mine], words, there[:, words]))
+        rest: Numbers = left[~like]
+        return rest
+
+    @property
+    def files(self) -> Numbers:
+        """Of this layout."""
+        files: Numbers = np.concatenate([part.files for part in self._parts])
+        return files
+
+    def tables(self, wanted: Mapping[int, str], own: frozenset[int]) -> list[Table]:
+        """One for the files that differ in nothing but what is their own; others that agree have one, too."""
+        head = self.head.tobytes()
+        found = read_elements(BytesIO(head), head, len(head), wanted)
+        if self.count < _FEWEST or found is None:
+            return []
+        differs = self._differs.view(np.uint8)
+        varying = {t: p for t, p in self.layout.values.items() if differs[p[1] : p[1] + p[2]].any()}
+        columns = self._columns(varying)
+        if _CHARSET in columns:
+            return []
+        sizes = np.concatenate([part.sizes for part in self._parts])
+        whole = Table(self.files, sizes, found, columns, Kin(frozenset(columns)))
+        return [whole] if columns.keys() <= own else _parted(whole, own)
+
+    def _columns(self, places: Mapping[int, tuple[str, int, int]]) -> dict[int, Column]:
+        """The values of some elements, by tag."""
+        spans = {tag: slice(start // WORD, -(-(start + length) // WORD)) for tag, (_, start, length) in places.items()}
+        words = np.unique(np.concatenate([np.r_[span] for span in spans.values()])) if spans else np.empty(0, np.intp)
+        rows = np.tile(self.head[words], (self.count, 1))
+        done = 0
+        for part in self._parts:
+            mine = np.isin(part.words, words)
+            rows[done : done + part.files.size, np.searchsorted(words, part.words[mine])] = part.values[:, mine]
+            done += part.files.size
+        raw = rows.view(np.uint8)
+        columns = {}
+        for tag, (vr, start, length) in places.items():
+            at = int(np.searchsorted(words, spans[tag].start)) * WORD + start % WORD
+            columns[tag] = Column(vr, raw[:, at : at + length])
+        return columns
+
+
+def _parted(table: Table, own: frozenset[int]) -> list[Table]:
+    """A table for each set of files that differ in nothing but what is their own, and one for the rest."""
+    others = np.concatenate([c.raw for tag, c in table.columns.items() if tag not in own], axis=1)
+    keys, width = others.tobytes(), others.shape[1]
+    parts: dict[bytes, list[int]] = {}
+    for n in range(len(table.files)):
+        parts.setdefault(keys[n * width : (n + 1) * width], []).append(n)
+    rest = [n for rows in parts.values() if len(rows) < _FEWEST for n in rows]
+    found = [table.part(np.array(rows)) for rows in parts.values() if len(rows) >= _FEWEST]
+    return [*found, table.part(np.array(sorted(rest)))] if rest else found
+
+
+def _groups(
+    paths: Sequence[str],
+    numbers: Numbers,
+    length: int,
+    wanted: Mapping[int, str],
+    told: Callable[[int], None],
+    done: int,
+) -> tuple[list[_Group], Numbers]:
+    """The groups among some files by so many of their first bytes, and the files whose headers are longer."""
+    groups: list[_Group] = []
+    longer: list[Numbers] = [np.empty(0, np.intp)]
+    read = _Reader(length)
+    for start in range(0, len(numbers), BATCH):
+        files = numbers[start : start + BATCH]
+        batch = _Batch(*read([paths[n] for n in files.tolist()]), files)
+        left = np.flatnonzero(batch.sizes)
+        for group in groups:
+            left = group.take(batch, left) if left.size else left
+        alone = 0
+        while left.size and alone < _LAYOUTS:
+            layout = layout_of(batch.heads[left[0]].tobytes(), wanted)
+            if layout is None:
+                left, alone = left[1:], alone + 1
+                continue
+            group = _Group(layout, batch.heads[left[0]])
+            left = group.take(batch, left)
+            alone += group.count < _FEWEST
+            groups.append(group)
+        groups.sort(key=lambda group: -group.count)
+        longer += [group.files for group in groups if not group.layout.whole]
+        groups = [group for group in groups if group.layout.whole][:_KNOWN]
+        told(done + sum(group.count for group in groups))
+    return groups, np.sort(np.concatenate(longer))
+
+
+class _Reader:
+    """Reads the beginnings of files, on threads where that is slow.
+
+    Parameters
+    ----------
+    length : int
+        How much of each, in bytes.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._heads = np.zeros((BATCH, length // WORD), np.uint64)
+        self._slow = False
+
+    def __call__(self, paths: Sequence[str]) -> tuple[Words, NDArray[np.int64]]:
+        """The beginnings, valid until the next call, and the files' lengths.
+
+        The length is 0 where a file cannot be read or has no preamble, and the beginning is then of no use.
+        """
+        heads = self._heads[: len(paths)]
+        rows = memoryview(heads.data).cast("B")
+        views = [rows[n : n + self.length] for n in range(0, len(rows), self.length)]
+        start = time.perf_counter()
+        if self._slow:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                sizes = list(pool.map(_read_head, paths, views))
+        else:
+            sizes = [_read_head(path, view) for path, view in zip(paths, views, strict=True)]
+            self._slow = time.perf_counter() - start > _SLOW_S * len(paths)
+        found = np.array(sizes, np.int64)
+        preamble = heads.view(np.uint32)[:, _PREAMBLE // 4] == np.frombuffer(b"DICM", np.uint32)
+        return heads, np.where(preamble, found, 0)
 
 
 def _read_head(path: str, into: memoryview) -> int:
-    """Read the beginning; the file's length, 0 if it cannot be read or is no file with a preamble."""
+    """Read the beginning of a file, zeros behind a short one; its length, 0 if it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, _FLAGS)
     except OSError:
         return 0
     try:
-        os.readv(descriptor, [into]) if hasattr(os, "readv") else _read_into(descriptor, into)
-        return os.fstat(descriptor).st_size if bytes(into[128:132]) == b"DICM" else 0
+        data = os.read(descriptor, len(into))  # and a copy take less time than readv
+        into[: len(data)] = data
+        if len(data) < len(into):
+            into[len(data) :] = bytes(len(into) - len(data))
+        return os.lseek(descriptor, 0, os.SEEK_END)  # a third of the time of fstat
     except OSError:
         return 0
     finally:
         os.close(descriptor)
-
-
-def _read_into(descriptor: int, into: memoryview) -> None:
-    data = os.read(descriptor, HEAD)
-    into[: len(data)] = data
-
-
-def _groups(
-    heads: NDArray[np.uint8], members: NDArray[np.intp], size: int, wanted: Mapping[int, str]
-) -> Iterator[tuple[int, Found, Kin]]:
-    tried = 0
-    while len(members) >= _FEWEST and tried < _LAYOUTS:
-        tried += 1
-        first = int(members[0])
-        head = heads[first].tobytes()
-        layout = _layout(head, size, wanted)
-        if layout is None:
-            members = members[1:]
-            continue
-        there = heads[members]
-        same = (there[:, layout.fixed] == heads[first, layout.fixed]).all(axis=1)
-        group, members = members[same], members[~same]
-        if len(group) < _FEWEST:
-            continue
-        found = read_elements(BytesIO(head), head, size, wanted)
-        if found is None:
-            continue
-        yield from _members(there[same], group, found, layout)
-
-
-def _members(
-    heads: NDArray[np.uint8], group: NDArray[np.intp], first: Found, layout: _Layout
-) -> Iterator[tuple[int, Found, Kin]]:
-    differs = (heads != heads[0]).any(axis=0)
-    varying = {tag: place for tag, place in layout.values.items() if differs[place[1] : place[1] + place[2]].any()}
-    if _CHARSET in varying:
-        return
-    kin = Kin(frozenset(varying))
-    charset = first.values.get(_CHARSET, "")
-    columns = [_column(heads, place, charset) for place in varying.values()]
-    pixels = (first.syntax, first.media_class, first.pixel_tag, first.pixel_offset, first.pixel_length, first.pixel_vr)
-    for n, *values in zip(group.tolist(), *columns, strict=True):
-        yield n, Found({**first.values, **dict(zip(varying, values, strict=True))}, *pixels), kin
-
-
-def _column(heads: NDArray[np.uint8], place: tuple[str, int, int], charset: str) -> list[Any]:
-    """The values of one element in all files of a group."""
-    vr, start, length = place
-    raw = np.ascontiguousarray(heads[:, start : start + length]).tobytes()
-    parts = [raw[n : n + length] for n in range(0, len(raw), length)]
-    if vr in TEXTS:
-        return [part.decode("latin-1").strip("\0 ") for part in parts]
-    if vr in NUMBERS:
-        unpack: Callable[[bytes], tuple[Any, ...]] = struct.Struct(
-            f"<{length // struct.calcsize(NUMBERS[vr])}{NUMBERS[vr]}"
-        ).unpack_from
-        return [unpack(part) for part in parts]
-    charsets = {_CHARSET: ("CS", charset.encode("ascii"))} if charset else {}
-    return [converted({**charsets, 0: (vr, part)})[0] for part in parts]
-
-
-def _layout(head: bytes, size: int, wanted: Mapping[int, str]) -> _Layout | None:
-    """Where the elements of a plain file stand; None if it is not plain or its pixels begin behind the head."""
-    fixed: list[tuple[int, int]] = [(128, 132)]
-    values: dict[int, tuple[str, int, int]] = {}
-    at, last, syntax = 132, 0, b""
-    try:
-        while True:
-            tag, vr, start, length = _element(head, at)
-            if tag <= last:
-                return None
-            fixed.append((at, start))
-            if tag in _PIXELS:
-                break
-            last = tag
-            if length == _UNDEFINED:
-                if wanted.get(tag, NOTED) != NOTED or vr == "UN":
-                    return None
-                at = _sequence(head, start, fixed)
-                continue
-            if tag == 0x00020010:
-                syntax = head[start : start + length].strip(b"\0 ")
-            if tag < 0x00030000 and tag not in (0x00020000, 0x00020003):
-                fixed.append((start, start + length))  # group 2 says how the rest is to be read
-            if wanted.get(tag, NOTED) != NOTED:
-                values[tag] = (wanted[tag] if vr == "UN" else vr, start, length)
-            at = start + length
-    except (struct.error, IndexError, UnicodeError):
-        return None
-    if syntax != _EXPLICIT_LITTLE and not syntax.startswith(_COMPRESSED):
-        return None
-    if start > min(len(head), size):
-        return None
-    return _Layout(np.concatenate([np.arange(a, b) for a, b in fixed]), values, start)
-
-
-def _element(head: bytes, at: int) -> tuple[int, str, int, int]:
-    """Tag, representation, position and length of a value (PS3.5 7.1.2)."""
-    group, element, vr, length = struct.unpack_from("<HH2sH", head, at)
-    tag = group << 16 | element
-    if vr in SHORT_VRS:
-        return tag, vr.decode(), at + 8, length
-    if vr in LONG_VRS:
-        return tag, vr.decode(), at + 12, struct.unpack_from("<I", head, at + 8)[0]
-    raise IndexError
-
-
-def _sequence(head: bytes, at: int, fixed: list[tuple[int, int]], depth: int = 0) -> int:
-    """The position behind a sequence of undefined length (PS3.5 7.5); its tags and lengths belong to the layout."""
-    if depth > 8:
-        raise IndexError
-    while True:
-        group, element, length = struct.unpack_from("<HHI", head, at)
-        tag = group << 16 | element
-        fixed.append((at, at + 8))
-        at += 8
-        if tag == _SEQUENCE_END:
-            return at
-        if tag != _ITEM:
-            raise IndexError
-        if length != _UNDEFINED:
-            at += length
-            continue
-        while head[at : at + 4] != b"\xfe\xff\x0d\xe0":
-            _, vr, start, inner = _element(head, at)
-            fixed.append((at, start))
-            if inner == _UNDEFINED and vr == "UN":
-                raise IndexError
-            at = _sequence(head, start, fixed, depth + 1) if inner == _UNDEFINED else start + inner
-        fixed.append((at, at + 8))
-        at += 8

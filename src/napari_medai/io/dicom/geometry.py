@@ -90,7 +90,7 @@ def runs_of(distances: Vector) -> list[slice]:
     if len(distances) < 3:
         return [slice(0, len(distances))]
     gaps = np.diff(distances)
-    typical = float(np.median(gaps))
+    typical = _median(gaps)
     cuts = [int(n) + 1 for n in np.flatnonzero(gaps > typical * (len(distances) + 1.5))]
     return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(distances)], strict=True)]
 
@@ -148,7 +148,7 @@ def arrange(positions: Vector, normal: Vector, thickness: float | None, pixel_mm
 
 
 def _slots(gaps: Vector) -> tuple[tuple[int, ...], bool]:
-    typical = float(np.median(gaps))
+    typical = _median(gaps)
     tolerance = max(SAME_SLICE_MM, SPACING_TOLERANCE * typical)
     plain = tuple(range(len(gaps) + 1))
     if np.abs(gaps - typical).max() <= tolerance:
@@ -160,6 +160,12 @@ def _slots(gaps: Vector) -> tuple[tuple[int, ...], bool]:
         if np.abs(gaps - multiples * base).max() <= max(SAME_SLICE_MM, MULTIPLE_TOLERANCE * base):
             return (0, *(int(n) for n in np.cumsum(multiples))), False
     return plain, True
+
+
+def _median(values: Vector) -> float:
+    """As numpy's, which takes ten times as long for a few hundred values."""
+    ordered, half = np.sort(values), len(values) // 2
+    return float(ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2)
 
 
 def ranges(numbers: list[int], most: int = 8) -> str:

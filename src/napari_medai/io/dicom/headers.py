@@ -9,7 +9,6 @@ import math
 import os
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -18,8 +17,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from napari_medai.core.errors import ReadError
-from napari_medai.core.stage import Progress
-from napari_medai.io.dicom.bulk import Kin, read_alike
+from napari_medai.io.dicom.bulk import Kin
 from napari_medai.io.dicom.elements import CHUNK, Found, read_elements
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.io.dicom.remote import as_if_whole
@@ -28,10 +26,6 @@ from napari_medai.io.dicom.whitelist import OF_EACH_SLICE, TAGS, WANTED
 PREAMBLE = 128
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
-# Threads hide the delay of network drives; parsing itself holds Python's lock.
-_THREADS, _THREADED = 4, 16
-# Files that a thread reads between two words about the progress: 0.05 s on a local disk.
-_SHARE = 1024
 
 # At most as many frames as a header may claim; above it a count is taken for damage.
 MOST_FRAMES = 1_000_000
@@ -88,7 +82,7 @@ class Header:
     @property
     def shared(self) -> dict[str, Any] | None:
         """What was derived from a file that differs from this one in number, place and time alone; None without one."""
-        return None if self.kin is None or not self.kin.varying <= OF_EACH_SLICE else self.kin.derived
+        return None if self.kin is None else derived(self.kin)
 
     def text(self, keyword: str) -> str:
         """An element as text, empty if absent or unreadable."""
@@ -118,6 +112,11 @@ class Header:
     def texts(self, keyword: str) -> tuple[str, ...]:
         """All values of a text element in upper case."""
         return tuple(part.strip().upper() for part in self.text(keyword).split("\\"))
+
+
+def derived(kin: Kin) -> dict[str, Any] | None:
+    """What follows for all files that differ in number, place and time alone; None if these differ in more."""
+    return kin.derived if kin.varying <= OF_EACH_SLICE else None
 
 
 def frame_count(header: Header) -> int:
@@ -249,10 +248,11 @@ def _read_header(path: str, changed: int, size: int) -> Header:
         raise ReadError(
             f"The header of {name} is broken ({type(error).__name__}); the file may be cut off or damaged."
         ) from error
-    return _header(path, found, size)
+    return header_of(path, found, size)
 
 
-def _header(path: str, found: Found, size: int, kin: Kin | None = None) -> Header:
+def header_of(path: str, found: Found, size: int, kin: Kin | None = None) -> Header:
+    """The header of a file whose elements were found."""
     keyword = _PIXEL_KEYWORDS.get(found.pixel_tag, "")
     offset, length, vr = found.pixel_offset, found.pixel_length, found.pixel_vr
     return Header(path, found.values, found.media_class, found.syntax, keyword, offset, length, vr, size, False, kin)
@@ -302,54 +302,3 @@ def _find_pixels(file: Any, implicit: bool, little: bool) -> tuple[str, int, int
         else:
             length = struct.unpack(f"{order}H", head[6:])[0]
     return keyword, file.tell(), -1 if length == 0xFFFFFFFF else length, vr.decode("latin-1")
-
-
-def read_headers(paths: Sequence[str], progress: Progress | None = None) -> tuple[list[Header], list[ReadError]]:
-    """The headers of many files, read on threads; files that are not DICOM are passed over.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Files.
-    progress : Progress, optional
-        Told how many files are done; may stop the reading.
-
-    Returns
-    -------
-    list of Header
-        In the order of ``paths``.
-    list of ReadError
-        One for each DICOM file that could not be read.
-    """
-
-    def attempt(some: Sequence[str]) -> list[Header | ReadError]:
-        answers: list[Header | ReadError] = []
-        for path in some:
-            try:
-                answers.append(read_header(path))
-            except NotDicomError:
-                continue
-            except ReadError as error:
-                answers.append(error)
-        return answers
-
-    def together(some: Sequence[str]) -> list[Header | ReadError]:
-        answers: list[Header | ReadError] = []
-        for path, alike in zip(some, read_alike(some, WANTED), strict=True):
-            answers += (
-                attempt([path]) if alike is None else [as_if_whole(_header(path, alike.found, alike.size, alike.kin))]
-            )
-        return answers
-
-    if len(paths) < _THREADED:
-        answers = attempt(paths)
-    else:
-        answers = []
-        parts = [paths[n : n + _SHARE] for n in range(0, len(paths), _SHARE)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for n, part in enumerate(pool.map(together, parts)):
-                answers += part
-                if progress is not None:
-                    progress.update(min((n + 1) * _SHARE, len(paths)), len(paths), "Reading headers")
-    headers = [a for a in answers if isinstance(a, Header)]
-    return headers, [a for a in answers if isinstance(a, ReadError)]

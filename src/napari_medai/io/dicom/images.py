@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from napari_medai.core.errors import MedaiError, NoImagesError, SeriesInfo
 from napari_medai.core.geometry import Grid, canonical_reorientation
 from napari_medai.core.volume import Volume
 from napari_medai.io.dicom.frames import Frame, frames_of
+from napari_medai.io.dicom.gathered import Headers
 from napari_medai.io.dicom.headers import Header
 from napari_medai.io.dicom.mosaic import mosaic_findings
 from napari_medai.io.dicom.pixels import PixelFile, pixel_file
+from napari_medai.io.dicom.plain import PixelFiles, plain_stack
 from napari_medai.io.dicom.repair import canonical, repaired
 from napari_medai.io.dicom.slides import pyramids
 from napari_medai.io.dicom.stacks import Stack, stacks_of
@@ -28,7 +30,7 @@ class Series:
     ----------
     uid : str
         Series Instance UID, or a made-up one where the header has none.
-    headers : list of Header
+    headers : sequence of Header
         Of the files that hold pixels.
     findings : list of str
         What was left out.
@@ -37,7 +39,7 @@ class Series:
     """
 
     uid: str
-    headers: list[Header]
+    headers: Sequence[Header]
     findings: list[str] = field(default_factory=list)
     beside: list[Header] = field(default_factory=list)
 
@@ -54,6 +56,8 @@ class Series:
         MedaiError
             Not one of its files can be opened.
         """
+        if isinstance(self.headers, Headers) and (plain := plain_stack(self.headers)) is not None:
+            return [Image(self.uid, plain, PixelFiles(self.headers), tuple(self.findings), tuple(repair))]
         frames: list[Frame] = []
         files, failed = {}, list[MedaiError]()
         seen: set[str] = set()
@@ -121,7 +125,7 @@ class Image:
         Of the series, with ``#n`` where it holds several images.
     stack : Stack
         Planes and where they lie.
-    files : dict of str to PixelFile
+    files : mapping of str to PixelFile
         Where the pixels are, by path.
     findings : tuple of str
         What is unusual about the series.
@@ -131,7 +135,7 @@ class Image:
 
     uid: str
     stack: Stack
-    files: dict[str, PixelFile]
+    files: Mapping[str, PixelFile]
     findings: tuple[str, ...]
     repair: tuple[str, ...] = ()
 
@@ -141,7 +145,7 @@ class Image:
         if self.stack.directions is not None and "axis_t" in volume.meta:
             axis = {**volume.meta["axis_t"], "directions": self.stack.directions}
             volume = volume.replace(meta={**volume.meta, "axis_t": axis})
-        lead = self.stack.frames[0]
+        lead = self.stack.lead
         if lead.place is None and not lead.levels:
             volume = volume.replace(meta={**volume.meta, "oriented": False})
         return repaired(volume, self.stack, self.repair)
@@ -152,7 +156,7 @@ class Image:
 
     def info(self) -> SeriesInfo:
         """What a person chooses it by; no Volume is built for it."""
-        lead = self.stack.frames[0]
+        lead = self.stack.lead
         header = lead.header
         number = header.number("SeriesNumber")
         depth = len(self.stack.planes[0])
@@ -169,7 +173,7 @@ class Image:
             None if number is None or not math.isfinite(number) else int(number),
             (*time, *spatial, *colour),
             tuple(spacing),
-            len({frame.header.path for frame in self.stack.frames}),
+            self.stack.file_count,
         )
 
 

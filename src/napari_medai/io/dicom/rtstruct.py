@@ -15,7 +15,8 @@ from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo
 from napari_medai.core.geometry import Grid, world_to_index
 from napari_medai.core.volume import Volume
 from napari_medai.io.contours import Drawn, own_grid, rasterise
-from napari_medai.io.dicom.headers import Header, items, number, numbers, read_header, read_headers, text
+from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.headers import Header, items, number, numbers, read_header, text
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 
 if TYPE_CHECKING:

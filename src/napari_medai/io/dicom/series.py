@@ -20,7 +20,8 @@ from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.headers import Header, read_header, read_headers
+from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.headers import Header, read_header
 from napari_medai.io.dicom.images import Image, Series, clean, images_of
 from napari_medai.io.dicom.pixels import no_pixels, pixel_file, what_it_is
 from napari_medai.io.dicom.repair import checked
@@ -107,9 +108,10 @@ def survey(path: PathLike, progress: Progress | None = None) -> Survey:
     uid = header.text("SeriesInstanceUID")
     pixel_file(header)  # a broken file says so itself, however many good ones lie beside it
     if not uid:
-        return Survey([Series(_made_up(header), [header])])
+        return Survey([Series(_made_up(header.path), [header])])
     headers, failed = read_headers(_siblings(here), progress)
-    mine = [h for h in headers if h.pixel_keyword and h.text("SeriesInstanceUID") == uid and h.path != os.fspath(here)]
+    beside_it = headers.by_pixels()[0].by_text("SeriesInstanceUID").get(uid, ())
+    mine = [h for h in beside_it if h.path != os.fspath(here)]
     beside = [f"{_files(len(failed))} beside it cannot be read."] if failed else []
     return Survey([Series(uid, [header, *mine], beside)], tuple(beside))
 
@@ -129,7 +131,8 @@ def _files_below(folder: Path) -> tuple[list[str], int]:
     closed: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=closed.append):
         folders.sort()
-        found += [os.path.join(parent, name) for name in sorted(names) if name.upper() != "DICOMDIR"]
+        before = os.path.join(parent, "")
+        found += [before + name for name in sorted(names) if name.upper() != "DICOMDIR"]
     return found, len(closed)
 
 
@@ -137,8 +140,8 @@ def _series(
     where: Path, paths: Sequence[str], listed: bool, notes: Sequence[str], progress: Progress | None = None
 ) -> Survey:
     headers, failed = read_headers(paths, progress)
-    images = [h for h in headers if h.pixel_keyword]
-    others = [h for h in headers if not h.pixel_keyword and not is_dicomdir(h)]
+    images, without = headers.by_pixels()
+    others = [h for h in without if not is_dicomdir(h)]
     if not images:
         kinds = sorted({what_it_is(h) for h in others})
         if kinds:
@@ -152,10 +155,7 @@ def _series(
             if listed
             else f"{where.name} holds no DICOM image."
         )
-    groups: dict[str, list[Header]] = {}
-    for header in images:
-        groups.setdefault(header.text("SeriesInstanceUID") or _made_up(header), []).append(header)
-    found = [Series(uid, group) for uid, group in groups.items()]
+    found = [Series(uid, group) for uid, group in images.by_text("SeriesInstanceUID", _made_up).items()]
     beside = [f"{_files(len(failed))} beside it cannot be read."] if failed else []
     left = [header for header in others if not is_structure_set(header)]  # which are listed themselves
     if left:
@@ -186,9 +186,9 @@ def _hold(files: Sequence[Header]) -> str:
     return "holds" if len(files) == 1 else "hold"
 
 
-def _made_up(header: Header) -> str:
+def _made_up(path: str) -> str:
     # Stable for one file, and nothing of its name can be read from it.
-    return f"unknown.{zlib.crc32(os.path.basename(header.path).encode())}"
+    return f"unknown.{zlib.crc32(os.path.basename(path).encode())}"
 
 
 def list_series(path: PathLike) -> list[SeriesInfo]:

@@ -11,13 +11,23 @@ import numpy as np
 from napari_medai.core.geometry import Affine, scaling
 from napari_medai.io.dicom.films import counted, film_times, size_findings
 from napari_medai.io.dicom.frames import Frame, Place
-from napari_medai.io.dicom.geometry import SAME_DIRECTION, Vector, arrange, places_of, runs_of, stack_affine
+from napari_medai.io.dicom.geometry import (
+    SAME_DIRECTION,
+    Arrangement,
+    Vector,
+    arrange,
+    places_of,
+    runs_of,
+    stack_affine,
+)
 from napari_medai.io.dicom.repeats import Repeated, repeats_of
 
 Placed = tuple[Frame, Place]
 
 # Pixel spacings of one stack agree to this fraction.
 SAME_SPACING = 1e-3
+# Fewer slices are not looked at for stacks that lie in each other.
+FEWEST_MIXED = 4
 # Films of these modalities are pictures of their own, not slices, when no position says otherwise.
 _SECTIONS = ("CT", "MR", "PT", "NM", "OT", "SC", "RTDOSE", "OPT", "SEG", "IVUS", "OCT")
 
@@ -28,7 +38,7 @@ class Stack:
 
     Attributes
     ----------
-    planes : tuple of tuples of (Frame or None)
+    planes : sequence of sequences of (Frame or None)
         ``planes[t][z]``; None is a missing slice.
     has_time, has_depth : bool
         Whether the image has an axis t and an axis z.
@@ -46,9 +56,11 @@ class Stack:
         Of each slice from the first one along the stack as measured, in mm; empty without positions.
     irregular, tilted : bool
         Whether these do not fit a regular stack, and whether the stack is sheared.
+    files : int or None
+        Number of files, where it is known without a look at the planes.
     """
 
-    planes: tuple[tuple[Frame | None, ...], ...]
+    planes: Sequence[Sequence[Frame | None]]
     has_time: bool
     has_depth: bool
     affine: Affine
@@ -59,6 +71,17 @@ class Stack:
     distances: tuple[float, ...] = ()
     irregular: bool = False
     tilted: bool = False
+    files: int | None = None
+
+    @property
+    def lead(self) -> Frame:
+        """The first plane that exists."""
+        return next(f for row in self.planes for n in range(len(row)) if (f := row[n]) is not None)
+
+    @property
+    def file_count(self) -> int:
+        """Number of files that hold its planes."""
+        return len({frame.header.path for frame in self.frames}) if self.files is None else self.files
 
     @property
     def frames(self) -> list[Frame]:
@@ -82,13 +105,13 @@ def stacks_of(frames: Sequence[Frame], latest: bool = False) -> list[Stack]:
         The one with the most planes first.
     """
     found: list[Stack] = []
-    for group in _alike([(f, f.place) for f in frames if f.place is not None]):
+    for group in alike([(f, f.place) for f in frames if f.place is not None]):
         found += _spatial(group, latest)
     found += _flat([f for f in frames if f.place is None])
     return sorted(found, key=lambda stack: -len(stack.frames))
 
 
-def _alike(frames: Iterable[Placed]) -> list[list[Placed]]:
+def alike(frames: Iterable[Placed]) -> list[list[Placed]]:
     """Planes of one size, kind of pixels, spacing and direction.
 
     Compared with the first of each group, since rounding has borders. Groups are looked up by a projection of their
@@ -152,14 +175,14 @@ def _spatial(group: list[Placed], latest: bool) -> list[Stack]:
             f"The series holds {len(by_frame)} frames of reference, whose positions have nothing to do with each other."
         )
         return [_noted(stack, note) for part in by_frame for stack in _spatial(part, latest)]
-    normal = _upwards(group[0][1].normal)
+    normal = upwards(group[0][1].normal)
     distances = np.array([place.position for _, place in group]) @ normal
     places = places_of(distances).tolist()
     images = repeats_of([frame for frame, _ in group], places, latest)
     return [stack for image in images for stack in _stacks(image, normal)]
 
 
-def _upwards(normal: Vector) -> Vector:
+def upwards(normal: Vector) -> Vector:
     """The normal, along the positive side of the patient's axis it is nearest to: slices count as they open."""
     return normal if normal[int(np.abs(normal).argmax())] > 0 else -normal
 
@@ -203,7 +226,7 @@ _MIXTURES = ("stack", "acquisition", "thickness", "echo", "b", "t", "trigger", "
 def _mixed(leads: list[Frame], positions: Vector, normal: Vector) -> list[tuple[list[int], tuple[str, ...]]]:
     """Slices at irregular distances that are several regular stacks, by what they differ in."""
     whole = list(range(len(leads)))
-    if len(leads) < 4 or not _irregular(positions, normal):
+    if len(leads) < FEWEST_MIXED or not _irregular(positions, normal):
         return [(whole, ())]
     for name in ("kind", *_MIXTURES):
         values = [lead.kind if name == "kind" else lead.marks.get(name) for lead in leads]
@@ -224,10 +247,7 @@ def _irregular(positions: Vector, normal: Vector) -> bool:
 
 def _stack(rows: list[dict[int, Frame]], positions: Vector, normal: Vector, image: Repeated, kept: list[int]) -> Stack:
     lead = rows[0][min(rows[0])]
-    place = lead.place
-    assert place is not None
-    fit = arrange(positions, normal, lead.thickness, min(place.spacing))
-    affine = stack_affine(fit.origin, fit.step, place.orientation, place.spacing)
+    fit, affine = fitted(lead, positions, normal)
     planes = []
     for row in rows:
         line: list[Frame | None] = [None] * fit.count
@@ -243,6 +263,14 @@ def _stack(rows: list[dict[int, Frame]], positions: Vector, normal: Vector, imag
         tuple(planes), several, fit.count > 1, affine, "mm", axis, fit.findings, turned, fit.distances, fit.irregular,
         fit.tilted,
     )  # fmt: skip
+
+
+def fitted(lead: Frame, positions: Vector, normal: Vector) -> tuple[Arrangement, Affine]:
+    """How planes at sorted positions lie, and the affine of the stack that they form; the first one's size counts."""
+    place = lead.place
+    assert place is not None
+    fit = arrange(positions, normal, lead.thickness, min(place.spacing))
+    return fit, stack_affine(fit.origin, fit.step, place.orientation, place.spacing)
 
 
 def _noted(stack: Stack, note: str) -> Stack:
