@@ -23,7 +23,8 @@ from torch.nn import functional
 from napari_medai.api import detect
 from napari_medai.core.volume import Volume
 from napari_medai.engine.blobs import HIGH_PERCENTILE, LOW_PERCENTILE, Blobs, Polarity, find_blobs, normalise
-from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling, read_spec
+from napari_medai.models.manifest import read_manifest, write_manifest
+from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets.blobs import BlobCentres
 from training.blob_backgrounds import Sources, Split, sources
 from training.blob_phantoms import Phantom, simulate
@@ -34,7 +35,6 @@ from training.fitting import (
     results_table,
     save_weights,
     write_into_card,
-    write_spec,
 )
 from training.metrics import Counts, match_points
 from training.packages import package_member
@@ -271,7 +271,7 @@ def stardist_stack() -> tuple[NDArray[np.float32], NDArray[np.integer]]:
 
 def evaluate() -> str:
     """Figures on held-out images as a markdown table, through the function that users call."""
-    options = read_spec(FOLDER / "model.json").options
+    options = read_manifest(FOLDER).options
     ours, theirs = float(options["threshold"]), float(options["log_threshold"])
     rows: list[tuple[str, Counts]] = []
     for title, split, background in (
@@ -318,7 +318,7 @@ def main() -> None:
     if chosen.action in ("train", "choose"):
         network = BlobCentres()
         load_weights(network, weights)
-        write_spec(chosen.folder, describe(*choose(network)))
+        write_manifest(describe(*choose(network)), chosen.folder)
     if chosen.action == "evaluate":
         table = evaluate()
         print(table)

@@ -26,6 +26,7 @@ from skimage.restoration import denoise_nl_means
 import napari_medai.models
 from napari_medai.engine.noise import noise_level
 from napari_medai.engine.selfdenoise import denoise
+from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Prepare, Tiling
 from training import mnfinder
 from training.blob_backgrounds import MNI152, MRICRON
@@ -188,11 +189,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.action == "describe":
         for spec in SPECS.values():
-            text = spec.model_dump_json(indent=2, exclude_defaults=True)
-            partial = BUILTIN / spec.id / "model.json.part"
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(partial.with_suffix(""))
+            (BUILTIN / spec.id).mkdir(parents=True, exist_ok=True)
+            write_manifest(spec, BUILTIN / spec.id)
         return
     images = sample_images() if chosen.action == "evaluate" else tuning_images()
     images = {name: image for name, image in images.items() if chosen.only in name}

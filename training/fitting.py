@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from napari_medai.core.volume import Volume
-from napari_medai.models.spec import ModelSpec
 from training.metrics import Counts
 
 Batch = tuple[torch.Tensor, ...]
@@ -142,15 +140,6 @@ def write_into_card(card: Path, marker: str, text: str) -> None:
     partial = card.with_name(card.name + ".part")
     partial.write_text(after, encoding="utf-8")
     partial.replace(card)
-
-
-def write_spec(folder: Path, spec: ModelSpec) -> None:
-    """Write ``model.json`` beside the weights, with the sha256 of the weights that lie there now."""
-    digest = hashlib.sha256((folder / spec.weights).read_bytes()).hexdigest()
-    text = spec.model_copy(update={"sha256": digest}).model_dump_json(indent=2, exclude_defaults=True)
-    partial = folder / "model.json.part"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / "model.json")
 
 
 def as_volume(name: str, image: NDArray[np.generic]) -> Volume:

@@ -15,6 +15,7 @@ import napari_medai.models
 from napari_medai.api import detect
 from napari_medai.engine.objectsize import estimate_diameter, rescale, rescaled_to_original, scale_for
 from napari_medai.engine.peaks import Detections, detect_peaks, find_peaks
+from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets import build
 from training.fitting import (
@@ -26,7 +27,6 @@ from training.fitting import (
     results_table,
     save_weights,
     write_into_card,
-    write_spec,
 )
 from training.fluorescence import HIGH, LOW, Prepared, normalise, prepare, random_exposure, random_patch
 from training.metrics import Counts, match_points
@@ -264,12 +264,12 @@ def main() -> None:
         )
         print(note)
         if chosen.weights == WEIGHTS:
-            write_spec(FOLDER, SPEC)
+            write_manifest(SPEC, FOLDER)
             write_into_card(FOLDER / "card.md", "training", note)
     if chosen.action == "validate":
         validate(chosen.weights)
     if chosen.action == "describe":
-        write_spec(FOLDER, SPEC)
+        write_manifest(SPEC, FOLDER)
     if chosen.action == "baseline":
         baseline()
     if chosen.action == "evaluate":

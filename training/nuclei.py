@@ -18,6 +18,7 @@ from napari_medai.api import segment
 from napari_medai.engine.instances import decode_instances
 from napari_medai.engine.objectsize import estimate_diameter, rescale, resize, scale_for
 from napari_medai.engine.peaks import find_peaks
+from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets import build
 from training.fitting import (
@@ -29,7 +30,6 @@ from training.fitting import (
     results_table,
     save_weights,
     write_into_card,
-    write_spec,
 )
 from training.fluorescence import HIGH, LOW, Prepared, normalise, prepare, random_exposure, random_patch
 from training.metrics import Counts, match_instances
@@ -198,12 +198,12 @@ def main() -> None:
         )
         print(note)
         if chosen.weights == WEIGHTS:
-            write_spec(FOLDER, SPEC)
+            write_manifest(SPEC, FOLDER)
             write_into_card(FOLDER / "card.md", "training", note)
     if chosen.action == "validate":
         validate(chosen.weights)
     if chosen.action == "describe":
-        write_spec(FOLDER, SPEC)
+        write_manifest(SPEC, FOLDER)
     if chosen.action == "evaluate":
         print(evaluate())
 

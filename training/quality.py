@@ -7,7 +7,6 @@ number format and prepared by `napari_medai.engine.slices`, the code that the pr
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch.nn import functional
 
+from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare
 from napari_medai.nets.quality import QualityNet
 from napari_medai.nets.quality_cues import LAG_CUES, repeats
@@ -191,7 +191,7 @@ def calibrate(network: QualityNet, judged: Sequence[Judged]) -> None:
 
 
 def write_description(weights: Path) -> None:
-    """Write ``model.json`` beside the weights."""
+    """Write ``medai-model.yaml`` beside the weights."""
     spec = ModelSpec(
         id="quality",
         title="Image quality: what is wrong with this image?",
@@ -206,13 +206,9 @@ def write_description(weights: Path) -> None:
         runner="quality",
         network="quality",
         weights=weights.name,
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         intended_use="Sorting out spoiled images before further processing; research only, not a medical device.",
     )
-    path = weights.with_name("model.json")
-    partial = path.with_name("model.json.part")
-    partial.write_text(spec.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_manifest(spec, weights.parent)
 
 
 def train(minutes: float, weights: Path = WEIGHTS) -> None:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from napari_medai import nets
 from napari_medai.core.errors import ModelError
 from napari_medai.engine import weights
 from napari_medai.engine.weights import forget, load_archive, load_network, load_state, read_checked, warm
@@ -58,8 +59,8 @@ class Line(nn.Module):
 
 @pytest.fixture
 def networks(monkeypatch):
-    table = {"line": f"{__name__}:Line"}
-    monkeypatch.setattr(weights, "NETWORKS", table)
+    monkeypatch.setitem(nets.NETWORKS, "line", f"{__name__}:Line")
+    monkeypatch.setitem(nets.ARGUMENTS, "line", "bias depth")
     monkeypatch.setattr(weights, "build", lambda name, **arguments: Line(**arguments))
 
 
@@ -119,7 +120,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path, tensors):
 @pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"network": "other"}, "'other'; there are: line"), ({"arguments": {"depth": 3}}, "cannot be built")],
+    [({"network": "other"}, "'other' is not known; there are:"), ({"arguments": {"depth": 3}}, "cannot be built")],
 )
 def test_a_network_that_cannot_be_built_is_an_error(tmp_path, changes, message):
     with pytest.raises(ModelError, match=message):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from napari_medai.models.manifest import read_manifest, write_manifest
 from napari_medai.nets.blobs import BlobCentres
 from training.blob_backgrounds import Sources, haze_background, smooth_noise
 from training.blob_phantoms import Phantom, simulate
 from training.blobs3d import batch, describe, loss, make_pool, score, targets, train
-from training.fitting import load_weights, write_spec
+from training.fitting import load_weights
 
 NOTHING = Sources((), ())
 
@@ -101,5 +102,5 @@ def test_two_steps_write_weights_and_a_description_that_load(tmp_path: Path, mon
     network = BlobCentres()
     load_weights(network, tmp_path / "weights.safetensors")
     assert not network.training
-    write_spec(tmp_path, describe(0.3, 0.1))
-    assert "blob_centres" in (tmp_path / "model.json").read_text()
+    write_manifest(describe(0.3, 0.1), tmp_path)
+    assert read_manifest(tmp_path).network == "blob_centres"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_medai.models.spec import read_spec
+from napari_medai.models.manifest import read_manifest
 from napari_medai.nets import build
 from training import micronuclei, nuclei
 from training.fitting import load_weights, predict, save_weights, write_into_card
@@ -170,7 +170,7 @@ def test_detections_come_back_to_the_images_own_grid() -> None:
 
 @pytest.mark.parametrize("trainer", [nuclei, micronuclei])
 def test_the_shipped_description_is_the_trainers(trainer: object) -> None:
-    shipped = read_spec(trainer.FOLDER / "model.json")  # type: ignore[attr-defined]
+    shipped = read_manifest(trainer.FOLDER)  # type: ignore[attr-defined]
     assert shipped.model_copy(update={"sha256": ""}) == trainer.SPEC  # type: ignore[attr-defined]
     content = (trainer.FOLDER / shipped.weights).read_bytes()  # type: ignore[attr-defined]
     assert hashlib.sha256(content).hexdigest() == shipped.sha256

@@ -1,9 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 
+from napari_medai.models.manifest import read_manifest
 from napari_medai.nets.quality import QualityNet
 from training import quality, quality_draw, quality_figures
 from training.defects import DEFECTS
@@ -35,9 +34,9 @@ def test_a_short_training_writes_weights_that_load(phantoms, small, tmp_path, mo
     network = QualityNet()
     load_weights(network, tmp_path / "weights.safetensors")
     assert torch.isfinite(network.logit_shift).all()
-    described = json.loads((tmp_path / "model.json").read_text())
-    assert [label["name"] for label in described["gives"]["labels"]] == ["none", *DEFECTS]
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.json", "weights.safetensors"]
+    described = read_manifest(tmp_path)
+    assert [label.name for label in described.gives.labels] == ["none", *DEFECTS]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["medai-model.yaml", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -18,7 +18,7 @@ from torch import nn
 
 from napari_medai.core.errors import ModelError
 from napari_medai.models.spec import ModelSpec
-from napari_medai.nets import NETWORKS, build
+from napari_medai.nets import build, problems
 
 # Networks kept between runs, and the memory that their parameters may hold in all
 MOST_NETWORKS = 6
@@ -82,10 +82,9 @@ def load_network(spec: ModelSpec, weights: Path | None, device: torch.device) ->
     ModelError
         The network is not known, cannot be built with the description's arguments, or the weights do not fit it.
     """
-    if spec.network not in NETWORKS:
-        raise ModelError(
-            f"Model {spec.id!r} asks for the network {spec.network!r}; there are: {', '.join(sorted(NETWORKS))}."
-        )
+    wrong = problems(spec.network, spec.arguments)
+    if wrong:
+        raise ModelError(f"Model {spec.id!r} has a network that cannot be built: {'; '.join(wrong)}.")
     if weights is None:
         raise ModelError(f"Model {spec.id!r} has a network and no weights; its description needs both.")
 

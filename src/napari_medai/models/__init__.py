@@ -30,6 +30,7 @@ __all__ = ["SOURCES", "Model", "ModelSpec", "describe", "find_models", "load", "
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
+    "manifest": "napari_medai.models.manifest",
     "nnunet": "napari_medai.models.nnunet",
     "bioimageio": "napari_medai.models.bioimageio",
     "added": "napari_medai.models.store",

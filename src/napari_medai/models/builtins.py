@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from napari_medai.models.spec import Model, read_spec
+from napari_medai.models.manifest import NAME, read_manifest
+from napari_medai.models.spec import Model
 
 FOLDER = Path(__file__).parent / "builtin"
 
@@ -14,6 +15,6 @@ FOLDER = Path(__file__).parent / "builtin"
 def find() -> list[Model]:
     """Every model in the package, by name."""
     return [
-        Model(spec=read_spec(path), folder=path.parent, source="builtin")
-        for path in sorted(FOLDER.glob("*/model.json"))
+        Model(spec=read_manifest(path).model_copy(update={"source": "builtin"}), folder=path.parent, source="builtin")
+        for path in sorted(FOLDER.glob(f"*/{NAME}"))
     ]

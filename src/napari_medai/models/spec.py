@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from napari_medai.core.errors import ModelError
 from napari_medai.models.trust import Grant
 
 Range = tuple[float, float]
@@ -284,20 +283,3 @@ class Model(_Part):
         """The model card (Markdown)."""
         path = self.folder / "card.md"
         return path.read_text(encoding="utf-8") if path.is_file() else f"# {self.spec.title}\n\n{self.spec.summary}\n"
-
-
-def read_spec(path: Path) -> ModelSpec:
-    """Read a ``model.json``.
-
-    Raises
-    ------
-    ModelError
-        The file is missing or a field is wrong; the message names the field.
-    """
-    try:
-        return ModelSpec.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"The model description {path.name} cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ModelError(f"The model description {path.name} is not valid: {wrong}.") from error
