@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from napari_medai.models.trust import Grant
 
 RECORD = "added.json"
+# Words of the catalogue that are modalities of images
+_MODALITIES = ("CT", "MR", "MG", "CR", "fluorescence")
 
 
 class Record(BaseModel):
@@ -269,6 +271,9 @@ def _describe(path: Path, answers: Mapping[str, Any], entry: Entry | None) -> Mo
     }
     if entry.intended_use:
         told["intended_use"] = entry.intended_use
+    # what a package does not say of itself, the gate then knows
+    if not spec.accepts.modality and entry.modality in _MODALITIES:
+        spec = spec.model_copy(update={"accepts": spec.accepts.model_copy(update={"modality": (entry.modality,)})})
     return spec.model_copy(update=told)
 
 
