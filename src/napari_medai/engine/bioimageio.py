@@ -13,8 +13,6 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +66,7 @@ class Pipeline:
         list of (C, \\*spatial) float32 arrays
         """
         sample = _core().sample.Sample(members=self._members(arrays, letters), stat={}, id=None)
-        with _quiet(self.name):
+        with in_words(self.name):
             self._pipeline.apply_preprocessing(sample)
         return sample, [
             channels_first(sample.members[tensor.id], letters).astype(np.float32, copy=False) for tensor in self.inputs
@@ -77,7 +75,7 @@ class Pipeline:
     def forward(self, arrays: list[NDArray[np.float32]], letters: str) -> dict[str, Any]:
         """The network alone: (C, \\*spatial) arrays in, a tensor of the library for each output."""
         sizes = ", ".join(f"{tensor.id} of {array.shape}" for tensor, array in zip(self.inputs, arrays, strict=True))
-        with _quiet(self.name, sizes):
+        with in_words(self.name, sizes):
             found = self._adapter.forward(self._members(arrays, letters))
         missing = [tensor.id for tensor in self.outputs if tensor.id not in found]
         if missing:
@@ -87,7 +85,7 @@ class Pipeline:
     def finish(self, sample: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """What is done after the network, over whole maps."""
         finished = _core().sample.Sample(members=dict(tensors), stat=sample.stat, id=None)
-        with _quiet(self.name):
+        with in_words(self.name):
             self._pipeline.apply_postprocessing(finished)
         return {str(id): tensor for id, tensor in finished.members.items()}
 
@@ -254,7 +252,8 @@ def _open(package: Path, details: dict[str, Any], device: str, name: str) -> Pip
         for stand_in in ("README.md", *details["description"].get("test_inputs", []),
                          *details["description"].get("test_outputs", [])):  # fmt: skip
             (folder / stand_in).touch()
-        with _quiet(name):
+        with in_words(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about style, and about versions of other frameworks
             opened = core.load_model_description(description, format_version="discover", perform_io_checks=False)
             weights = details["weights"]
             adapter = core.backends.create_model_adapter(
@@ -335,14 +334,6 @@ def _test(model: Model, tensor: Tensor) -> Any:
     if array.ndim != len(tensor.axes):
         raise ModelError(f"The test array {tensor.test} has {array.ndim} axes; {len(tensor.axes)} were expected.")
     return _core().tensor.Tensor(array, dims=[axis.id for axis in tensor.axes])
-
-
-@contextmanager
-def _quiet(name: str, sizes: str = "") -> Iterator[None]:
-    """Errors of the library in words; its warnings are about style and about other frameworks."""
-    with in_words(name, sizes), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _core() -> Any:

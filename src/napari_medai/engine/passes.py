@@ -91,13 +91,16 @@ def plan_passes(
         largest = max(tile or TILE.get(len(shape), 512), 4 * rim + 1)
         if size.kind == "fixed":
             edge, multiple = size.least, gcd(size.least, MOST_STRIDE)
+            while multiple > 1 and multiple > min(edge // 4, edge - 2 * rim):  # or tiles could not overlap
+                multiple //= 2
             if whole and wanted > edge:
                 raise ModelError(
                     f"The model takes images of {edge} pixels along an axis and gives objects, which cannot be put "
                     f"together from tiles; this image has {n}. Cut it, or resample it to a lower resolution."
                 )
         elif size.kind == "step":
-            edge, multiple = size.holds(wanted if whole else min(wanted, largest)), gcd(size.least, size.step)
+            multiple = gcd(size.least, size.step)
+            edge = size.holds(wanted if whole else min(wanted, max(largest, 2 * multiple, multiple + 2 * rim)))
         else:
             edge, multiple = wanted if whole else min(wanted, largest), 1
         total = max(edge, wanted)
@@ -199,4 +202,9 @@ def onto_tile(
             values = np.take(values, range(-missing // 2, -missing // 2 + int(n * s)), axis=axis)
     if values.shape[1:] == tuple(tile):
         return values
+    factors = [m // n for n, m in zip(tile, values.shape[1:], strict=True)]
+    if all(n * factor == m for n, m, factor in zip(tile, values.shape[1:], factors, strict=True)):
+        blocks = [size for n, factor in zip(tile, factors, strict=True) for size in (n, factor)]
+        means = values.reshape(len(values), *blocks).mean(axis=tuple(range(2, 2 * len(tile) + 1, 2)))
+        return np.asarray(means, dtype=np.float32)
     return resample(values, tuple(tile))
