@@ -241,6 +241,8 @@ def fitted(plan: StagePlan, labels: LabelSet, made: Made, seed: int) -> dict[str
     if made.reader == "NaturalImage2DIO":
         shape, spacing = (1, 60, 64), (999.0, 1.0, 1.0)
     pixels, truth = phantom(shape, spacing, len(plan.channels), seed=seed + 50)
+    if "RGBTo01Normalization" in made.schemes:
+        pixels = np.clip(pixels / 1.5, 0, 255)
     image = read(Volume(pixels, "czyx", scaling(spacing), units="mm"), "SimpleITKIO")
     case = prepare(image, plan, labels, truth, lambda: None)
     values = torch.stack([_paint(case.tensor[len(plan.channels) :], labels)])[0]
@@ -288,7 +290,8 @@ def _wanted(truth: torch.Tensor, labels: LabelSet, made: Made) -> torch.Tensor:
     """Logits of +-4 that would be right, (voxels, heads)."""
     if not labels.region_values:
         return torch.stack([(truth == n) * 8.0 - 4 for n in range(labels.heads)], 1)
-    regions = [value if isinstance(value, list) else [value] for value in made.labels.values() if value != 0]
+    kept = [value for name, value in made.labels.items() if name != "ignore" and value != 0]
+    regions = [value if isinstance(value, list) else [value] for value in kept]
     return torch.stack([torch.isin(truth, torch.tensor(r)) * 8.0 - 4 for r in regions], 1)
 
 

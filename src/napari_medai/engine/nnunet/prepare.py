@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from napari_medai.core.errors import InputError, ModelError
-from napari_medai.core.geometry import Reorientation, canonical_reorientation
+from napari_medai.core.geometry import Reorientation, canonical_reorientation, orientation_code
 from napari_medai.core.volume import Volume
 from napari_medai.engine.nnunet.resampling import new_shape, resample
 from napari_medai.engine.prepare import turn
@@ -53,10 +53,10 @@ def read(volume: Volume, reader: str, orientation: str = "") -> Image:
     volume : Volume
         Axes ``(c)zyx`` or ``(c)yx`` in memory.
     reader : str
-        nnU-Net's name of the reader. Those of medical images keep the order of voxels as it is stored, which for files
-        of NIfTI is this package's too.
+        nnU-Net's name of the reader. Those that turn no image see its axes as the file stores them.
     orientation : str
-        Three letters for the directions in which x, y, z are to grow, e.g. ``"RAS"``; empty keeps the image's.
+        Three letters for the directions in which x, y, z are to grow, e.g. ``"RAS"``; empty: as they are stored, which
+        `as_stored` tells.
     """
     array = np.asarray(volume.numpy(), dtype=np.float32)
     array = array if "c" in volume.axes else array[None]
@@ -66,12 +66,20 @@ def read(volume: Volume, reader: str, orientation: str = "") -> Image:
     if "z" not in volume.axes:
         spacing = (max(y, x) * SINGLE_SLICE, y, x) if reader != "NaturalImage2DIO" else (SINGLE_SLICE, 1.0, 1.0)
         return Image(array[:, None], spacing, lambda labels: labels[0])
+    orientation = orientation or as_stored(volume)
     if not orientation:
         return Image(array, (z, y, x), lambda labels: labels)
     there = _towards(volume, orientation)
     turned = np.ascontiguousarray(np.stack([turn(channel, there) for channel in array]))
     spacing = ((z, y, x)[there.order[0]], (z, y, x)[there.order[1]], (z, y, x)[there.order[2]])
     return Image(turned, spacing, lambda labels: turn(labels, there.inverse()))
+
+
+def as_stored(volume: Volume) -> str:
+    """Directions in which x, y, z grow in the file, e.g. ``"LAS"``; empty if they are the volume's own."""
+    stored = volume.meta.get("stored_affine")
+    code = orientation_code(np.asarray(stored, dtype=float))[::-1] if stored is not None else ""
+    return "" if code == orientation_code(volume.affine)[::-1] else code
 
 
 def _towards(volume: Volume, orientation: str) -> Reorientation:

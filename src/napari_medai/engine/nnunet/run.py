@@ -17,7 +17,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.engine.device import release_memory
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.nnunet.checkpoint import Fold, load_fold, sha256
-from napari_medai.engine.nnunet.prepare import Case, Image, prepare, put_back, read
+from napari_medai.engine.nnunet.prepare import Case, Image, as_stored, prepare, put_back, read
 from napari_medai.engine.nnunet.sliding import slide, tiles
 from napari_medai.engine.run import Run
 from napari_medai.engine.weights import forget
@@ -35,7 +35,7 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
     run : Run
         Device, progress, record. The model's options: ``folds`` ("all", or numbers such as "0,2"), ``mirroring``
         (whether images are mirrored as the checkpoint allows: 2 to 8 times as long, as nnU-Net's default),
-        ``step`` (of the tiles, as a share of their edge), ``orientation`` ("RAS"; empty keeps the image's).
+        ``step`` (of the tiles, as a share of their edge), ``orientation`` ("RAS"; empty: as the file stores it).
     params : Params
         ``threshold`` is the probability of a region; 0 takes 0.5.
 
@@ -70,8 +70,10 @@ def _tell(volume: Volume, run: Run, params: Params) -> None:
         run.note(str(remark))
     if volume.units == "pixel" and "z" in volume.axes:
         run.note("the image has no size of voxels: taken as 1 mm")
-    if run.spec.options.get("orientation") and "z" in volume.axes:
-        run.note(f"turned to {run.spec.options['orientation']} for the network, and back")
+    wanted = str(run.spec.options.get("orientation", ""))
+    if "z" in volume.axes and (wanted or as_stored(volume)):
+        why = "as the file stores it: nnU-Net turns no image" if not wanted else "as the model wants it"
+        run.note(f"turned for the network to x, y, z towards {wanted or as_stored(volume)}, {why}; and back")
     if params.tile or params.batch > 1:
         run.note("tile and batch are the plans': another tile would change the result of this network")
     for name in ("min_size", "diameter"):
@@ -106,10 +108,12 @@ def _ensemble(case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> torch.
         path = checkpoint_path(run.model.folder, plan, name)
         run.note(f"{plan.configuration}, fold {name}: {path.name}, sha256 {sha256(path)}")
         logits = _logits(case, plan, labels, path, run, (n, len(folds)))
-        total = logits if total is None else total.to(logits.dtype).add_(logits)
+        with torch.inference_mode():
+            total = logits if total is None else total.to(logits.dtype).add_(logits)
     if total is None:
         raise ModelError(f"{plan.configuration} of {run.spec.id!r} has no fold to run.")
-    return total / len(folds) if len(folds) > 1 else total
+    with torch.inference_mode():
+        return total.div_(len(folds)) if len(folds) > 1 else total
 
 
 def chosen_folds(plan: StagePlan, wish: str) -> list[str]:
