@@ -22,8 +22,12 @@ RUNNERS: Mapping[str, str] = {
     # what its owner allowed to run: any of the others, in a process of its own
     "isolated": "napari_medai.engine.isolated:run_isolated",
     "micronuclei": "napari_medai.engine.nuclei:detect_micronuclei",
+    "monai": "napari_medai.engine.monai.run:run_bundle",
     "nnunet": "napari_medai.engine.nnunet.run:segment",
+    "network": "napari_medai.engine.network:run_network",
     "nuclei": "napari_medai.engine.nuclei:segment_nuclei",
+    "onnx": "napari_medai.engine.onnx:run_onnx",
+    "program": "napari_medai.engine.programs:run_program",
     "quality": "napari_medai.engine.quality:classify_slices",
     "self": "napari_medai.engine.volumes:denoise_itself",
 }

@@ -96,7 +96,8 @@ def open_volume(
         smaller than 0.1 mm. The position is the sform if its code is set, else the qform, else what Analyze did.
         ``meta`` may hold ``is_labels``, ``label_names``, ``label_colors``, ``provenance``, ``axis_t`` and
         ``frame_seconds`` (distance of time points), ``nifti_xform`` (code of the position), ``nifti_intent`` (name
-        of what the values are) and ``findings``.
+        of what the values are), ``stored_affine`` (of the axes as the file has them, where they were turned: models
+        that never turn an image see it as their own framework reads it) and ``findings``.
 
     Raises
     ------
@@ -146,7 +147,10 @@ def open_volume(
         meta=meta,
         source=str(path),
     )
-    return volume.canonical()
+    turned = volume.canonical()
+    if turned is volume:
+        return volume
+    return turned.replace(meta={**meta, "stored_affine": tuple(map(tuple, volume.affine.tolist()))})
 
 
 def _pixels(path: Path, header: Any, part: Part, findings: list[str]) -> StoredPixels:

@@ -69,6 +69,7 @@ def describe(folder: Path) -> ModelSpec:
         where, _ = _published(folder)
         needs = (*needs, Need(where=where, why="The weights are not in the bundle; fetch them and put them there."))
     inputs, outputs = _formats(metadata, "inputs"), _formats(metadata, "outputs")
+    needs = (*needs, *_unknown_results(outputs))
     image = inputs.get("image") or next(iter(inputs.values()), {})
     stage, gives = _gives(plan, outputs)
     return ModelSpec(
@@ -93,6 +94,13 @@ def describe(folder: Path) -> ModelSpec:
         safety="code" if any(need.capability for need in needs) else "config",
         needs=needs,
     )
+
+
+def _unknown_results(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[Need]:
+    for name, output in outputs.items():
+        if output.get("format") == "points":
+            where = f"configs/metadata.json#network_data_format::outputs::{name}::format"
+            yield Need(where=where, why="Its result are points, for which there is no stage.")
 
 
 def _accepts(plan: Plan | None, image: Mapping[str, Any]) -> Accepts:

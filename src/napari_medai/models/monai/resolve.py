@@ -54,16 +54,15 @@ class Resolver:
         found = {word: self.entry(word) for word in _WORDS if word in self.config}
         self._detector()
         found.setdefault("postprocessing", Part("Compose", {"transforms": []}, "postprocessing"))
-        if self.needs or any(not isinstance(part, Part) for part in found.values()):
-            for word, part in found.items():
-                if not isinstance(part, Part) and part is not Mark.BROKEN:
-                    self._need(word, f"{word} is no part that can be built", "")
-            return None
-        before, after = found["preprocessing"], found["postprocessing"]
-        steps, steps_after = self._steps("preprocessing", before), self._steps("postprocessing", after)
-        if not any(step.name in reviewed.READERS for step in steps):
+        for word, part in found.items():
+            if not isinstance(part, Part) and part is not Mark.BROKEN:
+                self._need(word, f"{word} is no part that can be built", "")
+        before, after = found.get("preprocessing"), found["postprocessing"]
+        steps = self._steps("preprocessing", before) if isinstance(before, Part) else ()
+        steps_after = self._steps("postprocessing", after) if isinstance(after, Part) else ()
+        if isinstance(before, Part) and not any(step.name in reviewed.READERS for step in steps):
             self._need("preprocessing", "its image is read by no LoadImage, whose place a scan could take", "")
-        if self.needs:
+        if self.needs or not (isinstance(before, Part) and isinstance(after, Part)):
             return None
         evaluator = self.config.get("evaluator")
         amp = evaluator.get("amp", False) if isinstance(evaluator, Mapping) else False
