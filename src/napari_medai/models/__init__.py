@@ -36,6 +36,8 @@ SOURCES: Mapping[str, str] = {
     "added": "napari_medai.models.store",
     "plugin": "napari_medai.models.plugins",
     "monai": "napari_medai.models.monai",
+    "onnx": "napari_medai.models.onnx",
+    "program": "napari_medai.models.programs",
     "catalogue": "napari_medai.models.catalogue",
 }
 

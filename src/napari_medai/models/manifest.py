@@ -8,6 +8,7 @@ the description. Nothing of a package is ever executed.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -25,9 +26,11 @@ NAME = "medai-model.yaml"
 _HEAD = "# A model for napari-medai: what it accepts, how its input is prepared and what it gives.\n"
 
 # Runners that work on the weights of a package alone; others belong to one package or framework
-RUNNERS = ("network", "onnx", "nuclei", "micronuclei", "quality", "blobs3d", "self")
+RUNNERS = ("network", "onnx", "program", "nuclei", "micronuclei", "quality", "blobs3d", "self")
 # What is found out here and not said by a package about itself
 _OURS = ("source", "path", "safety", "needs")
+# Runners of exported networks: what their files say is looked up by the module of their source
+_EXPORTED = {"onnx": "napari_medai.models.onnx", "program": "napari_medai.models.programs"}
 _STAGES = ("denoise", "segment", "classify", "detect")
 
 MOST_BYTES = 2**20
@@ -53,6 +56,9 @@ def probe(path: Path) -> ModelSpec:
     """
     file = path if path.name == NAME else path / NAME
     spec = read_manifest(file)
+    if spec.runner in _EXPORTED:
+        exported: ModelSpec = importlib.import_module(_EXPORTED[spec.runner]).from_manifest(spec, file.parent)
+        return exported
     if spec.runner != "self":
         check_weights(file.parent, spec)
     return spec.model_copy(update={"path": file.parent, "source": "manifest"})
@@ -162,7 +168,7 @@ def check_weights(folder: Path, spec: ModelSpec) -> Path:
     file = _inside(folder, spec.weights)
     if not _SHA256.fullmatch(spec.sha256):
         raise ModelError(f"The description of {spec.id!r} has no sha256 of {spec.weights}; add its 64 hex digits.")
-    if spec.runner != "onnx" and not is_safetensors(file):
+    if not is_safetensors(file):
         raise ModelError(f"The weights {spec.weights} are not a safetensors file; save them by safetensors.torch.")
     if file.stat().st_size <= MOST_HASHED:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -212,7 +218,7 @@ def _wrong(spec: ModelSpec) -> Iterator[str]:
         yield f"stage: {spec.stage!r} is none of {', '.join(_STAGES)}"
     if spec.runner not in RUNNERS:
         yield f"runner: {spec.runner!r} is none of {', '.join(RUNNERS)}, which run the weights of a package"
-    if bool(spec.network) != (spec.runner not in ("onnx", "self")):
+    if bool(spec.network) != (spec.runner not in (*_EXPORTED, "self")):
         yield f"network: {spec.network!r} does not go with the runner {spec.runner!r}"
     if spec.network and not spec.weights:
         yield "weights: a network needs a file of weights"
