@@ -12,7 +12,8 @@ second reading in the same process takes is printed beside it. All keep what the
 Before the clock starts half a gigabyte is filled and given back to the system: a virtual machine may have handed its
 free memory to its host, and waits for it longer than a scan takes to read. ``--memory-as-found`` leaves that out.
 
-``--markdown`` prints the table for the documentation, ``--quick`` makes it a tenth as large.
+``--markdown`` prints the table for the documentation, ``--quick`` makes it a tenth as large; ``ct``, ``jpeg2000``,
+``nifti`` or ``dump`` measures only that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,8 +183,13 @@ def through_pydicom(files: Files, plugin: str = "") -> NDArray[np.int16]:
     return np.stack([hounsfield(one) for one in found])
 
 
+def through_gdcm(files: Files) -> NDArray[np.int16]:
+    """pydicom with its first choice, where it is installed."""
+    return through_pydicom(files, "gdcm")
+
+
 def through_openjpeg(files: Files) -> NDArray[np.int16]:
-    """pydicom with pylibjpeg-openjpeg."""
+    """pydicom with pylibjpeg-openjpeg, which is no part of GDCM and works on one thread."""
     return through_pydicom(files, "pylibjpeg")
 
 
@@ -261,10 +267,9 @@ def same(ways: Mapping[str, Way], files: Files, mirrored: tuple[str, ...] = ()) 
             sys.exit(f"{name} reads other values; nothing was timed.")
 
 
-def table_of(folder: Path, slices: int, files: int, clock: Clock) -> list[Row]:
-    """All measurements."""
-    rows = []
-    ct, few_ct = make_ct(folder / "ct", slices), make_ct(folder / "few-ct", 3)
+def of_ct(folder: Path, slices: int, clock: Clock) -> Iterator[Row]:
+    """A series that is not compressed: all of it, and its first slice."""
+    ct, few = make_ct(folder / "ct", slices), make_ct(folder / "few-ct", 3)
     ways: dict[str, Way] = {
         OURS: through_medai,
         "pydicom": through_pydicom,
@@ -276,35 +281,51 @@ def table_of(folder: Path, slices: int, files: int, clock: Clock) -> list[Row]:
     same(ways, ct, ("dcm2niix", "highdicom"))
     goals = {"raw bytes": 1.5} | dict.fromkeys(ways, 1.0)
     title = f"CT, {slices} slices of 512 x 512, uncompressed: all of it"
-    rows.append(Row(title, clock.timed({OURS: through_medai, "raw bytes": raw_bytes} | ways, ct, few_ct), goals))
-
+    yield Row(title, clock.timed({OURS: through_medai, "raw bytes": raw_bytes} | ways, ct, few), goals)
     ways = {OURS: first_slice, "raw bytes": raw_bytes}
-    rows.append(Row("the same: from the call to the first slice", clock.timed(ways, ct, few_ct), {}))
-    shutil.rmtree(ct.place)
+    yield Row("the same: from the call to the first slice", clock.timed(ways, ct, few), {})
 
-    few = max(10, slices // 10)
-    packed, few_packed = (make_ct(folder / f"j2k-{n}", n, compressed=True) for n in (few, 3))
-    ways = {OURS: through_medai, "pydicom, by GDCM": through_pydicom, "pydicom, by OpenJPEG": through_openjpeg}
-    same(ways, packed)
-    goals = {"pydicom, by GDCM": 1 / 1.7}
-    rows.append(Row(f"CT, {few} slices, JPEG 2000 lossless", clock.timed(ways, packed, few_packed), goals))
-    shutil.rmtree(packed.place)
 
-    nifti, few_nifti = make_nifti(folder / "ct.nii.gz", slices), make_nifti(folder / "few.nii.gz", 3)
-    ways = {OURS: through_medai, "nibabel": through_nibabel, "SimpleITK": itk_image}
+def of_compressed_ct(folder: Path, slices: int, clock: Clock) -> Iterator[Row]:
+    """JPEG 2000, beside both of pydicom's decoders; GDCM decodes one slice on all cores."""
+    count = max(10, slices // 10)
+    ct, few = (make_ct(folder / f"j2k-{n}", n, compressed=True) for n in (count, 3))
+    ways: dict[str, Way] = {
+        OURS: through_medai,
+        "pydicom, by GDCM": through_gdcm,
+        "pydicom, by OpenJPEG": through_openjpeg,
+    }
+    same(ways, ct)
+    yield Row(f"CT, {count} slices, JPEG 2000 lossless", clock.timed(ways, ct, few), {"pydicom, by GDCM": 1 / 1.7})
+
+
+def of_nifti(folder: Path, slices: int, clock: Clock) -> Iterator[Row]:
+    """A compressed NIfTI."""
+    nifti, few = make_nifti(folder / "ct.nii.gz", slices), make_nifti(folder / "few.nii.gz", 3)
+    ways: dict[str, Way] = {OURS: through_medai, "nibabel": through_nibabel, "SimpleITK": itk_image}
     same(ways, nifti)
-    title = f"the same as .nii.gz, {nifti.place.stat().st_size >> 20} MiB"
-    rows.append(Row(title, clock.timed(ways, nifti, few_nifti), {"nibabel": 0.5}))
-    nifti.place.unlink()
+    title = f"CT as .nii.gz, {nifti.place.stat().st_size >> 20} MiB"
+    yield Row(title, clock.timed(ways, nifti, few), {"nibabel": 0.5})
 
-    dump, few_dump = make_dump(folder / "dump", files), make_dump(folder / "few-dump", 20)
+
+def of_dump(folder: Path, files: int, clock: Clock) -> Iterator[Row]:
+    """A folder of many series."""
+    dump, few = make_dump(folder / "dump", files), make_dump(folder / "few-dump", 20)
     found = listed(dump)
     if sum(s.files for s in found) != files:
         sys.exit(f"{sum(s.files for s in found)} of {files} files were listed; nothing was timed.")
-    ways = {OURS: listed, "the first 4 KiB of each": first_bytes}
+    ways: dict[str, Way] = {OURS: listed, "the first 4 KiB of each": first_bytes}
     title = f"a dump of {files} files in {len(found)} series: listed"
-    rows.append(Row(title, clock.timed(ways, dump, few_dump), {"the first 4 KiB of each": 2.0}))
-    return rows
+    yield Row(title, clock.timed(ways, dump, few), {"the first 4 KiB of each": 2.0})
+
+
+# measurement and its size: slices, or files
+PARTS: Mapping[str, tuple[Callable[[Path, int, Clock], Iterator[Row]], int]] = {
+    "ct": (of_ct, SLICES),
+    "jpeg2000": (of_compressed_ct, SLICES),
+    "nifti": (of_nifti, SLICES),
+    "dump": (of_dump, FILES),
+}
 
 
 def _pixels(found: Any) -> NDArray[Any]:
@@ -336,13 +357,20 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--memory-as-found", action="store_true")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all without any")
     given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"{', '.join(unknown)}: nothing of that name is measured")
     part = 10 if given.quick else 1
     said = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(given.rounds, fills_memory=not given.memory_as_found)
-        rows = table_of(Path(folder), SLICES // part, FILES // part, clock)
-    lines = [line for row in rows for line in row.lines()]
+    clock = Clock(given.rounds, fills_memory=not given.memory_as_found)
+    lines = []
+    for name in given.parts:
+        measure, size = PARTS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            for row in measure(Path(folder), size // part, clock):
+                lines += row.lines()
+                print(f"{name}: measured", file=sys.stderr)
     if given.markdown:
         print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
