@@ -145,7 +145,7 @@ def test_an_object_on_a_large_empty_ground_takes_the_whole_range():
 
 def test_zscore():
     found = prepare(from_array(np.array([[1.0, 3.0]]), "yx"), Prepare(normalise="zscore"))
-    assert (found.offset, found.scale) == (2, 1)
+    assert (found.offset, found.scale) == ((2,), (1,))
     assert found.array.tolist() == [[[-1, 1]]]
 
 

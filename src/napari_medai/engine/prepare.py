@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_medai.core.errors import InputError, NotFiniteError
-from napari_medai.core.geometry import Grid, Reorientation, canonical_reorientation
+from napari_medai.core.errors import InputError, ModelError, NotFiniteError
+from napari_medai.core.geometry import Affine, Grid, Reorientation, world_to_index
 from napari_medai.core.volume import Volume
+from napari_medai.engine.conform import (
+    in_network_order,
+    into_cube,
+    is_turn,
+    lies_outside,
+    out_of_cube,
+    through_cube,
+    towards,
+)
 from napari_medai.engine.resample import resample, resample_labels
 from napari_medai.models.spec import Prepare
 
@@ -20,6 +29,7 @@ from napari_medai.models.spec import Prepare
 SAMPLE_VOXELS = 2**24
 # Spacings that differ by less than this share count as equal: headers round to three digits
 SAME_SPACING = 0.005
+NOT_FINITE = "Some pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +38,20 @@ class Prepared:
 
     Attributes
     ----------
-    array : (1, \\*spatial) float32 array
+    array : (C, \\*spatial) float32 array
         Oriented, resampled and normalised.
     spacing : tuple of float
         Of ``array`` along its spatial axes, in the image's unit.
     shape : tuple of int
         Spatial shape of the image: what every undo ends on.
     reorientation : Reorientation or None
-        What was done to the axes first; none for 2-D.
+        What was done to the axes first; none for 2-D and where there is a cube.
     oriented_shape : tuple of int
         Spatial shape between reorientation and resampling.
-    offset, scale : float
-        A pixel p became ``(p - offset) / scale``.
+    offset, scale : tuple of float
+        A pixel p of channel c became ``(p - offset[c]) / scale[c]``.
+    through : (4, 4) array or None
+        Index in the image -> index in ``array`` where it is a cube (`Prepare.conform`).
     """
 
     array: NDArray[np.float32]
@@ -47,26 +59,48 @@ class Prepared:
     shape: tuple[int, ...]
     reorientation: Reorientation | None
     oriented_shape: tuple[int, ...]
-    offset: float
-    scale: float
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    through: Affine | None = None
+
+    @property
+    def same_voxels(self) -> bool:
+        """Whether every voxel of the image is one of ``array``: whatever goes back is not interpolated."""
+        if self.through is not None:
+            return is_turn(self.through[:3, :3])
+        return self.oriented_shape == self.array.shape[1:]
 
     def undo(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Maps (…, \\*spatial) such as probabilities, back on the image's grid by linear resampling."""
+        """Maps (…, \\*spatial) such as probabilities, back on the image's grid by linear resampling.
+
+        Beyond a cube they are 0.
+        """
+        if self.through is not None:
+            return self._each(np.asarray(values, dtype=np.float32), 1)
         return np.ascontiguousarray(self._turn_back(resample(values, self.oriented_shape)))
 
     def undo_labels(self, labels: NDArray[np.integer]) -> NDArray[Any]:
-        """Labels (…, \\*spatial), back on the image's grid by the nearest voxel; type and values are kept."""
+        """Labels (…, \\*spatial), back on the image's grid by the nearest voxel; type and values are kept.
+
+        Beyond a cube they are 0.
+        """
+        if self.through is not None:
+            return self._each(np.asarray(labels), 0)
         return np.ascontiguousarray(self._turn_back(resample_labels(labels, self.oriented_shape)))
 
     def undo_image(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Pixels (…, \\*spatial) in the network's scale, back on the image's grid and in its scale of values.
+        """Pixels (…, C, \\*spatial) in the network's scale, back on the image's grid and in its scale of values.
 
-        What was clipped stays clipped.
+        What was clipped stays clipped. C is that of ``array``, or the axis is left out where that is 1.
         """
-        return self.undo(values) * np.float32(self.scale) + np.float32(self.offset)
+        per_channel = (-1,) + (1,) * len(self.shape) if len(self.scale) > 1 else ()
+        scale, offset = (np.asarray(v, np.float32).reshape(per_channel) for v in (self.scale, self.offset))
+        return np.asarray(self.undo(values) * scale + offset)
 
     def undo_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """Index coordinates (n, ndim) on ``array``, as index coordinates on the image."""
+        if self.through is not None:
+            return world_to_index(self.through, np.asarray(points, dtype=np.float64).reshape(-1, 3))
         old, new = np.asarray(self.oriented_shape, float), np.asarray(self.array.shape[1:], float)
         at = (np.asarray(points, dtype=np.float64).reshape(-1, len(old)) + 0.5) * old / new - 0.5
         if self.reorientation is None:
@@ -77,29 +111,42 @@ class Prepared:
 
     def undo_sizes(self, sizes: NDArray[np.floating]) -> NDArray[np.float64]:
         """Extents (n, ndim) in voxels of ``array``, as extents in voxels of the image."""
+        if self.through is not None:
+            extents = np.asarray(sizes, dtype=np.float64).reshape(-1, 3)
+            return np.asarray(extents @ np.abs(np.linalg.inv(self.through[:3, :3])).T)
         factor = np.asarray(self.oriented_shape, float) / np.asarray(self.array.shape[1:], float)
         scaled = np.asarray(sizes, dtype=np.float64).reshape(-1, len(factor)) * factor
         if self.reorientation is None:
             return np.asarray(scaled)
         return np.ascontiguousarray(scaled[:, list(self.reorientation.inverse().order)])
 
+    def _each(self, values: NDArray[Any], order: int) -> NDArray[Any]:
+        assert self.through is not None
+        lead = values.shape[:-3]
+        parts = [out_of_cube(part, self.through, self.shape, order) for part in values.reshape(-1, *values.shape[-3:])]
+        return np.stack(parts).reshape(*lead, *self.shape)
+
     def _turn_back(self, array: NDArray[Any]) -> NDArray[Any]:
         return array if self.reorientation is None else turn(array, self.reorientation.inverse())
 
 
 def prepare(
-    volume: Volume, how: Prepare, diameter: float | None = None, note: Callable[[str], None] = lambda _: None
+    volume: Volume,
+    how: Prepare,
+    diameter: float | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    orientation: str = "",
 ) -> Prepared:
-    """Orient, resample and normalise an image with spatial axes only.
+    """Orient, resample and normalise an image with spatial axes, and channels if it has them.
 
-    The axes are brought to the canonical order first, so that a network sees every head the same way up; then comes
-    the model's spacing, cubic voxels, or its size of objects; last the pixels are normalised (by percentiles or
-    moments of the image before it was resampled).
+    The axes are brought to the model's order first, so that a network sees every head the same way up; then comes
+    the model's spacing, cubic voxels, fixed size, cube, or its size of objects; last the pixels are normalised (by
+    percentiles or moments of the image before it was resampled, each channel for itself).
 
     Parameters
     ----------
     volume : Volume
-        Axes ``"yx"`` or ``"zyx"``; real pixels, all finite.
+        Axes ``"yx"``, ``"zyx"``, ``"cyx"`` or ``"czyx"``; real pixels, all finite.
     how : Prepare
         Of the model's description.
     diameter : float, optional
@@ -107,39 +154,82 @@ def prepare(
         the size is kept. Applies to 2-D images.
     note : callable
         Told of what could not be done and what was.
+    orientation : str
+        Directions in which the network's axes run, `Accepts.orientation`. Default ``"SPL"``. Applies to volumes.
 
     Raises
     ------
     InputError
-        There are other axes than spatial ones, or every pixel has the same value.
+        There are other axes, or every pixel of a channel has the same value.
     NotFiniteError
         A pixel is NaN or infinite.
     """
-    if volume.axes != volume.spatial_axes:
+    if volume.axes not in (volume.spatial_axes, "c" + volume.spatial_axes):
         raise InputError(f"Axes {volume.axes!r} were given; take single frames and channels first.")
     pixels = np.asarray(volume.numpy(), dtype=np.float32)
-    offset, scale = normalisation(pixels, how)
-    grid = volume.grid
-    reorientation = None
+    pixels = pixels if "c" in volume.axes else pixels[np.newaxis]
+    if how.conform and volume.ndim_spatial == 3:
+        return _conformed(pixels, volume.grid, how, orientation, note)
+    offset, scale = _moments(pixels, how)
+    grid, reorientation = volume.grid, None
     if volume.ndim_spatial == 3:
-        reorientation = canonical_reorientation(volume.affine)
+        reorientation = towards(volume.affine, orientation)
         pixels, grid = turn(pixels, reorientation), grid.reoriented(reorientation)
-    shape = _new_shape(grid, volume.ndim_spatial, how, diameter, note)
-    array = resample(pixels, shape)
-    array = (array - np.float32(offset)) / np.float32(scale)
-    if how.clip and how.normalise == "percentile":
-        array = np.clip(array, 0, 1)
+    oriented = pixels.shape[1:]
+    shape = _new_shape(grid, volume.ndim_spatial, how, diameter, note, orientation)
+    array = _normalised(resample(pixels, shape), how, offset, scale)
     spacing = grid.spacing[3 - volume.ndim_spatial :]
-    new = tuple(s * old / n for s, old, n in zip(spacing, pixels.shape, shape, strict=True))
-    return Prepared(
-        np.ascontiguousarray(array)[np.newaxis],
-        new,
-        volume.spatial_shape,
-        reorientation,
-        pixels.shape,
-        offset,
-        scale,
-    )
+    new = tuple(s * old / n for s, old, n in zip(spacing, oriented, shape, strict=True))
+    return Prepared(array, new, volume.spatial_shape, reorientation, oriented, offset, scale)
+
+
+def _conformed(
+    pixels: NDArray[np.float32],
+    grid: Grid,
+    how: Prepare,
+    orientation: str,
+    note: Callable[[str], None],
+) -> Prepared:
+    """In a cube parallel to the patient's axes."""
+    if not np.isfinite(pixels).all():
+        raise NotFiniteError(NOT_FINITE)
+    if grid.units == "pixel":
+        note("the image has no place in a patient and no voxel size: its voxels are taken as millimetres")
+    unit = 1000.0 if grid.units == "um" else 1.0
+    spacing = tuple(s * unit for s in how.spacing_mm or (1.0, 1.0, 1.0))
+    edge = how.conform
+    through = through_cube(grid, edge, spacing, orientation)
+    if not is_turn(through[:3, :3]):
+        mm = " x ".join(f"{s:g}" for s in how.spacing_mm or (1, 1, 1))
+        note(f"resampled to a cube of {edge} voxels of {mm} mm, parallel to the patient's axes, and back")
+    if lies_outside(through, grid.shape, edge):
+        note(f"the image is larger than the {edge} voxels that the model looks at; what lies beyond is background")
+    cubes = np.stack([into_cube(channel, grid, through, edge, spacing) for channel in pixels])
+    # of the cube: however the scan was cut and sampled, the same head has the same percentiles there
+    offset, scale = _moments(cubes, how)
+    array = _normalised(cubes, how, offset, scale)
+    new = in_network_order(spacing, orientation)
+    return Prepared(array, new, grid.shape, None, grid.shape, offset, scale, through)
+
+
+def _moments(pixels: NDArray[np.float32], how: Prepare) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Offset and scale of each channel."""
+    moments = [normalisation(channel, how) for channel in pixels]
+    return tuple(m[0] for m in moments), tuple(m[1] for m in moments)
+
+
+def _normalised(
+    array: NDArray[np.float32], how: Prepare, offset: tuple[float, ...], scale: tuple[float, ...]
+) -> NDArray[np.float32]:
+    per_channel = (-1,) + (1,) * (array.ndim - 1)
+    zero = array == 0 if how.nonzero and how.normalise == "zscore" else None
+    out = array - np.asarray(offset, np.float32).reshape(per_channel)
+    out /= np.asarray(scale, np.float32).reshape(per_channel)
+    if zero is not None:
+        out[zero] = 0
+    if how.clip and how.normalise in ("percentile", "range", "minmax"):
+        np.clip(out, *how.scaled, out=out)
+    return np.ascontiguousarray(out)
 
 
 def turn(array: NDArray[Any], reorientation: Reorientation) -> NDArray[Any]:
@@ -167,35 +257,55 @@ def normalisation(pixels: NDArray[np.float32], how: Prepare) -> tuple[float, flo
     flat = pixels.ravel()
     lowest, highest = float(flat.min()), float(flat.max())
     if not np.isfinite([lowest, highest]).all():
-        raise NotFiniteError("Some pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num.")
+        raise NotFiniteError(NOT_FINITE)
+    if how.normalise == "range":
+        return _onto(how, how.low, how.high)
     if lowest == highest:
         raise InputError(f"Every pixel has the value {lowest:g}: there is nothing to look at.")
+    if how.normalise == "minmax":
+        return _onto(how, lowest, highest)
     sample = flat[:: ceil(flat.size / SAMPLE_VOXELS)]
+    if how.nonzero:
+        sample = sample[sample != 0]
     if how.normalise == "zscore":
         deviation = float(sample.std(dtype=np.float64))
         return float(sample.mean(dtype=np.float64)), deviation or highest - lowest
-    low, high = (float(p) for p in np.percentile(sample, (how.low, how.high)))
-    return (low, high - low) if high > low else (lowest, highest - lowest)
+    low, high = (
+        lowest if p == 0 else highest if p == 100 else float(np.percentile(sample, p)) for p in (how.low, how.high)
+    )
+    return _onto(how, low, high) if high > low else _onto(how, lowest, highest)
+
+
+def _onto(how: Prepare, low: float, high: float) -> tuple[float, float]:
+    """Offset and scale that bring ``low`` and ``high`` to ``how.scaled``."""
+    first, second = how.scaled
+    scale = (high - low) / (second - first)
+    return low - first * scale, scale
 
 
 def _new_shape(
-    grid: Grid, ndim: int, how: Prepare, diameter: float | None, note: Callable[[str], None]
+    grid: Grid, ndim: int, how: Prepare, diameter: float | None, note: Callable[[str], None], orientation: str
 ) -> tuple[int, ...]:
     """Spatial shape that the network is to see."""
     shape, spacing = grid.shape[3 - ndim :], grid.spacing[3 - ndim :]
     wanted: tuple[float, ...] | None = None
-    if how.spacing_mm is not None:
+    if how.size:
+        if len(how.size) != ndim:
+            raise ModelError(f"The model's size has {len(how.size)} axes; the image has {ndim}.")
+        wanted = tuple(s * old / n for s, old, n in zip(spacing, shape, how.size, strict=True))
+    elif how.spacing_mm is not None:
         if grid.units == "pixel":
             note("voxel size unknown: not resampled to the model's spacing")
         else:
             unit = 1000.0 if grid.units == "um" else 1.0
-            wanted = tuple(s * unit for s in how.spacing_mm[3 - ndim :])
+            ordered = in_network_order(how.spacing_mm, orientation) if ndim == 3 else how.spacing_mm[1:]
+            wanted = tuple(s * unit for s in ordered)
     elif how.isotropic:
         wanted = (min(spacing),) * ndim
     elif how.object_diameter is not None and diameter and ndim == 2:
         wanted = tuple(s * diameter / how.object_diameter for s in spacing)
     if wanted is None or all(abs(w / s - 1) < SAME_SPACING for w, s in zip(wanted, spacing, strict=True)):
-        return shape
+        return shape if not how.size else how.size
     new = tuple(max(1, round(n * s / w)) for n, s, w in zip(shape, spacing, wanted, strict=True))
     if new != shape:
         sizes = (" x ".join(map(str, size)) for size in (shape, new))

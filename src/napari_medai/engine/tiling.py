@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import ceil, prod
 
 import numpy as np
@@ -38,16 +39,24 @@ class Axis:
         First index of each tile.
     margin : int
         Voxels at each inner edge of a tile that get no weight: they saw the network's own padding.
+    hard : bool
+        Neighbours meet in the middle of what they share and are not blended.
     """
 
     size: int
     tile: int
     starts: tuple[int, ...]
     margin: int
+    hard: bool = False
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
         """Weight of each tile's voxels, (tiles, tile); at each index of the image they add up to one."""
+        if self.hard:
+            cuts = [0, *((a + self.tile + b) // 2 for a, b in pairwise(self.starts)), self.starts[-1] + self.tile]
+            index = np.asarray(self.starts)[:, None] + np.arange(self.tile)
+            low, high = np.asarray(cuts[:-1])[:, None], np.asarray(cuts[1:])[:, None]
+            return np.asarray((index >= low) & (index < high), dtype=np.float32)
         position = (np.arange(self.tile) - (self.tile - 1) / 2) / (GAUSSIAN_SIGMA * self.tile)
         bell = np.maximum(np.exp(-0.5 * position**2), SMALLEST_WEIGHT)
         weights = np.tile(bell, (len(self.starts), 1))
@@ -157,7 +166,7 @@ def plan_tiles(
         The network's total stride. Default 1. A network that needs one fixed size has that size as multiple.
     halo : int or sequence of int
         Reach of the network in voxels: at least so many at each inner edge of a tile get no weight, as far as the
-        tile is large enough for it. Default 0.
+        tile is large enough for it. With an ``overlap`` of 0 each voxel is taken from one tile alone. Default 0.
 
     Raises
     ------
@@ -184,7 +193,7 @@ def _plan_axis(size: int, edge: int, multiple: int, halo: int, overlap: float) -
     last = (padded - edge) // multiple
     starts = tuple(multiple * (n * last // max(1, count - 1)) for n in range(count))
     margin = max((edge - step) // 4, min(halo, (edge - step) // 2))
-    return Axis(size, edge, starts, margin if count > 1 else 0)
+    return Axis(size, edge, starts, margin if count > 1 else 0, hard=count > 1 and halo > 0 and overlap == 0)
 
 
 class Stitcher:

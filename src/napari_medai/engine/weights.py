@@ -93,7 +93,8 @@ def load_network(spec: ModelSpec, weights: Path | None, device: torch.device) ->
             network = build(spec.network, **spec.arguments)
         except TypeError as error:
             raise ModelError(f"The network {spec.network!r} cannot be built: {error}.") from error
-        state = load_state(weights, spec.sha256)
+        names = spec.details.get("tensors", {})
+        state = {names.get(name, name): tensor for name, tensor in load_state(weights, spec.sha256).items()}
         expected = network.state_dict()
         wrong = sorted(expected.keys() ^ state.keys())
         wrong += sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
@@ -103,7 +104,8 @@ def load_network(spec: ModelSpec, weights: Path | None, device: torch.device) ->
         network.load_state_dict(state)
         return network
 
-    return warm((f"{spec.network} {spec.sha256} {sorted(spec.arguments.items())}", str(device)), make, device)
+    told = f"{sorted(spec.arguments.items())} {spec.details.get('tensors')}"
+    return warm((f"{spec.network} {spec.sha256} {told}", str(device)), make, device)
 
 
 def load_archive(path: Path, sha256: str, network: Callable[[], nn.Module], device: torch.device) -> nn.Module:

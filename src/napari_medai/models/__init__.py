@@ -31,6 +31,7 @@ SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
     "manifest": "napari_medai.models.manifest",
+    "brainchop": "napari_medai.models.brainchop",
     "nnunet": "napari_medai.models.nnunet",
     "bioimageio": "napari_medai.models.bioimageio",
     "added": "napari_medai.models.store",

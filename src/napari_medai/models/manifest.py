@@ -226,6 +226,11 @@ def _wrong(spec: ModelSpec) -> Iterator[str]:
         yield from problems(spec.network, spec.arguments)
     if spec.accepts.orientation and not _is_orientation(spec.accepts.orientation):
         yield f"accepts.orientation: {spec.accepts.orientation!r} is not one letter each of R/L, A/P and S/I"
+    tensors = spec.details.get("tensors", {})
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for pair in tensors.items() for name in pair):
+        yield "details.tensors: not a mapping of names to names"
+    elif len(set(tensors.values())) != len(tensors):
+        yield "details.tensors: two tensors go to one place"
     values = [label.value for label in spec.gives.labels]
     if len(set(values)) != len(values):
         yield "gives.labels: a value stands twice"

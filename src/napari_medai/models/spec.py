@@ -167,8 +167,8 @@ class Tiling(_Part):
     multiple : int
         The network's total stride.
     halo : int
-        Reach of the network in voxels: tiles overlap by twice as many, and of each only what has seen all of its
-        surroundings is kept, so that tiled equals whole. 0: overlapping tiles are blended.
+        Reach of the network in voxels: tiles overlap by twice as many at least, and of each only what has seen all
+        of its surroundings is kept, so that tiled equals whole. With an ``overlap`` of 0 nothing is blended.
     """
 
     size: tuple[Count, ...] = ()
@@ -201,7 +201,8 @@ class ModelSpec(_Part):
     options : dict
         Numbers that the runner needs (thresholds and the like), chosen on validation data.
     details : dict
-        What else the runner needs to know of a package of another framework; plain JSON values.
+        What else the runner needs to know of a package of another framework; plain JSON values. ``tensors`` maps
+        the names in the file of weights to the network's where they differ.
     training_data, metrics : str
         One sentence each for the card; empty if the package does not say.
     source : str

@@ -74,6 +74,11 @@ class MeshNet(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self._blocks[-1].out_channels
+
+    @property
     def reach(self) -> int:
         """Voxels on either side that an output depends on (with ``normalise="instance"`` it is the whole image)."""
         return sum(map(_reach, self._blocks))

@@ -1,0 +1,83 @@
+"""From a network's scores to labels: probabilities, the class of each voxel, and which pieces are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_medai.models.spec import Label
+
+
+def activated(scores: NDArray[np.float32], output: str) -> NDArray[np.float32]:
+    """Probabilities (K, …) out of what the network gives (K, …)."""
+    if output == "softmax" and len(scores) > 1:
+        shifted = np.exp(scores - scores.max(axis=0))
+        return np.asarray(shifted / shifted.sum(axis=0))
+    if output in ("softmax", "sigmoid"):
+        return np.asarray(1 / (1 + np.exp(-np.clip(scores, -80, 80))))
+    return scores
+
+
+def decided(
+    scores: NDArray[np.float32], values: list[int], labels: tuple[Label, ...], output: str, threshold: float
+) -> NDArray[np.int32]:
+    """Labels (\\*spatial) out of probabilities (K, \\*spatial).
+
+    Parameters
+    ----------
+    values : list of int
+        Label of each channel.
+    labels : tuple of Label
+        Their thresholds count for regions and where there is a single channel.
+    threshold : float
+        Of the person; 0 takes the labels' own. With two classes it is the probability of the second.
+    """
+    table = np.asarray(values, dtype=np.int32)
+    if output == "sigmoid" or len(scores) == 1:
+        out = np.zeros(scores.shape[1:], np.int32)
+        own = {label.value: label.threshold for label in labels}
+        for channel, value in zip(scores, values, strict=True):
+            out[channel > (threshold or own.get(value, 0.5))] = value
+        return out
+    if threshold and len(scores) == 2:
+        return np.asarray(table[(scores[1] > threshold).astype(np.intp)])
+    return np.asarray(table[scores.argmax(axis=0)])
+
+
+def largest_piece(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Of each label its largest connected piece (over faces, edges and corners)."""
+    out = np.zeros_like(labels)
+    touching = ndimage.generate_binary_structure(labels.ndim, labels.ndim)
+    for value, place in enumerate(ndimage.find_objects(np.maximum(labels, 0)), start=1):
+        if place is not None:
+            pieces, _ = ndimage.label(labels[place] == value, touching)
+            out[place][pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()] = value
+    return out
+
+
+def pieces(labels: NDArray[np.int32], smallest: int = 0, instances: bool = False) -> NDArray[np.int32]:
+    """Connected pieces (over faces) of labels.
+
+    Parameters
+    ----------
+    labels : (\\*spatial) int32 array
+    smallest : int
+        Pieces of fewer voxels go.
+    instances : bool
+        Whether the pieces are numbered from 1 instead of keeping their label.
+    """
+    if smallest <= 1 and not instances:
+        return labels
+    touching = ndimage.generate_binary_structure(labels.ndim, 1)
+    found = np.zeros_like(labels)
+    for value in np.unique(labels[labels != 0]):
+        each, count = ndimage.label(labels == value, touching)
+        keep = np.bincount(each.ravel(), minlength=count + 1) >= max(1, smallest)
+        keep[0] = False
+        if instances:
+            numbers = np.where(keep, np.cumsum(keep) + found.max(), 0)
+            found[each > 0] = numbers[each[each > 0]]
+        else:
+            found[keep[each]] = value
+    return found

@@ -1,0 +1,280 @@
+"""Runner of packages that are a description and weights: prepare, a network in tiles, decode, and exactly back.
+
+What a description may say in ``options``:
+
+==============  =========  =============================================================================================
+option          default    meaning
+==============  =========  =============================================================================================
+``output``      by kind    ``"softmax"``: classes exclude each other, the largest wins; ``"sigmoid"``: each channel is a
+                           region of its own, later ones lie on earlier ones; ``"probabilities"``: as softmax, of a
+                           network that ends with one; ``"values"``: an image
+``slicewise``   false      a 2-D network goes through a volume plane by plane along its first axis
+``whole``       false      the image goes through at once: for networks that normalise by the whole image
+``mirror``      false      mean over mirrored copies of the image
+``largest``     false      of each label only the largest connected piece is kept; ``"foreground"``: of all together
+``residual``    false      a denoiser gives what is to be taken away
+``crop``        -1         voxels around what is not empty ground that are looked at; below 0 everything
+==============  =========  =============================================================================================
+
+Labels stand in the order of the network's channels; where there is one label fewer than channels, channel 0 is
+background.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from napari_medai.core.errors import DeviceError, ModelError
+from napari_medai.core.volume import Volume
+from napari_medai.engine.asking import Decided, First, Mirrored, Planes, first
+from napari_medai.engine.labelling import activated, decided, largest_piece, pieces
+from napari_medai.engine.memory import is_out_of_memory
+from napari_medai.engine.prepare import Prepared, prepare
+from napari_medai.engine.results import SliceScores
+from napari_medai.models.spec import Label
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
+
+# Scores of many classes are resampled as labels instead where they would need more than this
+MOST_SCORE_BYTES = 2**31
+OUTPUTS = ("softmax", "sigmoid", "probabilities", "values")
+
+
+def run_network(volume: Volume, run: Run, params: Any) -> Any:
+    """Run a described network on one image.
+
+    Parameters
+    ----------
+    volume : Volume
+        Axes ``"yx"`` or ``"zyx"``, with ``c`` before them where the model takes several channels.
+    run : Run
+        Device, progress, record; its description says what the network takes and gives.
+    params : Params
+        Of the stage; ``threshold`` and ``min_size`` of Segment.
+
+    Returns
+    -------
+    array or SliceScores
+        By the stage: labels, an image, or scores.
+
+    Raises
+    ------
+    ModelError
+        What the network gives does not fit its description.
+    """
+    stage = run.spec.stage
+    if stage == "segment":
+        return segment(volume, run, params)
+    if stage == "classify":
+        return classify(volume, run)
+    if stage == "denoise":
+        return denoise(volume, run)
+    raise ModelError(f"Model {run.spec.id!r} is for {stage!r}, which no described network does; it needs a runner.")
+
+
+def segment(volume: Volume, run: Run, params: Any) -> NDArray[np.int32]:
+    """Labels on the image's grid; see `run_network`."""
+    ready, network = _ready(volume, run)
+    box = _box(ready, run)
+    pixels = ready.array[(slice(None), *box)]
+    output = _output(run, "softmax")
+    if output == "values":
+        raise ModelError(f"options.output of {run.spec.id!r} is 'values', which are no labels; say 'softmax'.")
+    threshold = float(getattr(params, "threshold", 0.0))
+    labels = run.spec.gives.labels
+    if hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
+        tell = partial(_tell, run)
+        found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1)
+        index = np.rint(found[0]).astype(np.int32)
+        return _finish(_values(index, _classes(network), labels, run), ready, box, run, params)
+    scores = _predict(pixels, network, run)
+    values = _channel_values(len(scores), labels, run, output)
+    scores = activated(scores, output)
+    back = ready.same_voxels or not ready_scores(ready, run) or scores[0].nbytes * len(scores) > MOST_SCORE_BYTES
+    if not back:
+        run.note("the network's scores were resampled to the image's grid, linearly")
+        whole = np.zeros((len(scores), *ready.array.shape[1:]), np.float32)
+        whole[(slice(None), *box)] = scores
+        found_labels = decided(ready.undo(whole), values, labels, output, threshold)
+        return _kept(found_labels, run, params)
+    return _finish(decided(scores, values, labels, output, threshold), ready, box, run, params)
+
+
+def classify(volume: Volume, run: Run) -> SliceScores:
+    """Probabilities of an image; of each plane and their mean where the network is 2-D and the image a volume."""
+    ready, network = _ready(volume, run)
+    output = _output(run, "softmax")
+    planes = bool(run.spec.options.get("slicewise", False)) and volume.ndim_spatial == 3
+    views = [ready.array[:, n] for n in range(ready.array.shape[1])] if planes else [ready.array]
+    rows = []
+    for number, view in enumerate(views):
+        rows.append(_logits(view, network, run))
+        run.tile_done(1)
+        run.progress.update(number + 1, len(views), f"image {number + 1} of {len(views)}")
+    logits = np.stack(rows)
+    wanted = len(run.spec.gives.labels)
+    if logits.shape[1] != wanted:
+        raise ModelError(f"The network gave {logits.shape[1]} classes; {run.spec.id!r} names {wanted} labels.")
+    probabilities = activated(logits.T, output).T.astype(np.float64)
+    index = _plane_index(ready, len(views)) if planes else np.zeros(1, np.int64)
+    if index is None:
+        run.note("the network's planes run along another axis than the slices: one score for the image")
+        index, probabilities = np.zeros(1, np.int64), probabilities.mean(axis=0, keepdims=True)
+    order = np.argsort(index, kind="stable")
+    share = np.full(len(index), 1 / len(index))
+    return SliceScores(probabilities.mean(axis=0), index[order], probabilities[order], share)
+
+
+def denoise(volume: Volume, run: Run) -> NDArray[np.float32]:
+    """The image that the network makes, on the image's grid and in its scale of values."""
+    extra = volume.axes.strip("zyx")
+    if extra and run.spec.accepts.channels == 1:  # each channel or colour for itself
+        at = volume.axes.index(extra)
+        rest = volume.axes.replace(extra, "")
+        parts = np.moveaxis(np.asarray(volume.array), at, 0)
+        return np.stack([denoise(volume.replace(array=part, axes=rest), run) for part in parts], axis=at)
+    ready, network = _ready(volume, run)
+    if run.spec.prepare.nonzero and run.spec.prepare.normalise == "zscore":
+        raise ModelError(f"prepare.nonzero of {run.spec.id!r} cannot be undone on an image; leave it out.")
+    made = _predict(ready.array, network, run)
+    if len(made) != len(ready.array):
+        raise ModelError(f"The network gave {len(made)} channels for {len(ready.array)}; an image keeps them.")
+    if run.spec.options.get("residual", False):
+        made = ready.array - made
+    found = ready.undo_image(made)
+    return found if "c" in volume.axes else found[0]
+
+
+def ready_scores(ready: Prepared, run: Run) -> bool:
+    """Whether scores are to be resampled to the image's grid, and labels not."""
+    return run.spec.prepare.back == "scores" and not ready.same_voxels
+
+
+def _ready(volume: Volume, run: Run) -> tuple[Prepared, nn.Module]:
+    spec = run.spec
+    ready = prepare(volume, spec.prepare, note=run.note, orientation=spec.accepts.orientation)
+    return ready, run.network()
+
+
+def _output(run: Run, default: str) -> str:
+    output = str(run.spec.options.get("output", default))
+    if output not in OUTPUTS:
+        raise ModelError(f"options.output of {run.spec.id!r} is {output!r}; use one of {', '.join(OUTPUTS)}.")
+    return output
+
+
+def _predict(array: NDArray[np.float32], network: nn.Module, run: Run) -> NDArray[np.float32]:
+    """The network over the image, as its description says."""
+    options, tiling = run.spec.options, run.spec.tiling
+    stage_default = "values" if run.spec.stage == "denoise" else "softmax"
+    step, size = tiling.multiple, tiling.size
+    if options.get("slicewise", False) and array.ndim == 4:
+        edges = tuple(size[-2:]) or (run.params.tile or 512,) * 2
+        inner = Planes(network)
+        net = Mirrored(inner, _output(run, stage_default), run.progress.check) if options.get("mirror") else inner
+        return run.predict(array, net, tile=(1, *edges), multiple=(1, step, step), halo=(0, tiling.halo, tiling.halo))
+    net_all: nn.Module = First(network)
+    if options.get("mirror", False):
+        net_all = Mirrored(network, _output(run, stage_default), run.progress.check)
+    if options.get("whole", False):
+        # of the smallest multiple that holds it: one tile
+        return run.predict(array, net_all, tile=tuple(n + step for n in array.shape[1:]), overlap=0.0, batch=1)
+    return run.predict(array, net_all)
+
+
+def _logits(view: NDArray[np.float32], network: nn.Module, run: Run) -> NDArray[np.float32]:
+    """(K,) of an image (C, \\*spatial)."""
+    run.progress.check()
+    try:
+        with torch.inference_mode():
+            out = first(network(torch.from_numpy(np.ascontiguousarray(view))[None].to(run.device)))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"The {run.device.type} has no memory for an image of {' x '.join(map(str, view.shape[1:]))}; "
+                "choose the CPU."
+            ) from error
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"The network failed on an input of {(1, *view.shape)}: {reason}.") from error
+    found = out.float().cpu().numpy()
+    if found.ndim != 2 or len(found) != 1 or not np.isfinite(found).all():
+        raise ModelError(f"The network gave {found.shape} for one image; (1, classes) finite numbers are needed.")
+    return np.asarray(found[0])
+
+
+def _channel_values(channels: int, labels: tuple[Label, ...], run: Run, output: str) -> list[int]:
+    """The label of each channel."""
+    values = [label.value for label in labels]
+    if len(values) == channels:
+        return values
+    if len(values) == channels - 1 and output != "sigmoid" and channels > 1:
+        return [0, *values]
+    raise ModelError(
+        f"The network gave {channels} channels; {run.spec.id!r} names {len(values)} labels. Name one for each channel"
+        + ("" if output == "sigmoid" else ", or all but the background, which is the first")
+        + "."
+    )
+
+
+def _values(index: NDArray[np.int32], channels: int, labels: tuple[Label, ...], run: Run) -> NDArray[np.int32]:
+    return np.asarray(_channel_values(channels, labels, run, "softmax"), dtype=np.int32)[index]
+
+
+def _plane_index(ready: Prepared, count: int) -> NDArray[np.int64] | None:
+    """The image's slice of each plane along the network's first axis; none where that is another axis."""
+    if ready.reorientation is None or ready.reorientation.order[0] != 0:
+        return None
+    at = ready.undo_points(np.column_stack([np.arange(count), np.zeros((count, 2))]))[:, 0]
+    return np.clip(np.rint(at), 0, ready.shape[0] - 1).astype(np.int64)
+
+
+def _tell(run: Run, done: int, total: int) -> None:
+    run.progress.update(done, total, f"layer {done + 1} of {total}")
+
+
+def _classes(network: nn.Module) -> int:
+    """How many classes a network with ``labels`` tells apart; 0 of any other."""
+    return int(getattr(network, "classes", 0))
+
+
+def _box(ready: Prepared, run: Run) -> tuple[slice, ...]:
+    """Where the prepared image is not empty ground, with a margin; all of it where that is not asked for."""
+    shape, margin = ready.array.shape[1:], int(run.spec.options.get("crop", -1))
+    if margin < 0:
+        return tuple(slice(0, n) for n in shape)
+    some = (ready.array > ready.array.min()).any(axis=0)
+    box = []
+    for axis, size in enumerate(shape):
+        planes = np.flatnonzero(some.any(axis=tuple(n for n in range(some.ndim) if n != axis)))
+        low, high = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size)
+        box.append(slice(max(0, low - margin), min(size, high + margin)))
+    return tuple(box)
+
+
+def _finish(
+    labels: NDArray[np.int32], ready: Prepared, box: tuple[slice, ...], run: Run, params: Any
+) -> NDArray[np.int32]:
+    """Labels of a box of the prepared image, on the image's grid."""
+    whole = np.zeros(ready.array.shape[1:], np.int32)
+    whole[box] = labels
+    if not ready.same_voxels:
+        run.note("the labels were resampled to the image's grid, to the nearest voxel")
+    return _kept(ready.undo_labels(whole), run, params)
+
+
+def _kept(labels: NDArray[np.int32], run: Run, params: Any) -> NDArray[np.int32]:
+    """What is wanted of the labels."""
+    largest = run.spec.options.get("largest", False)
+    if largest == "foreground":
+        labels = np.where(largest_piece((labels != 0).astype(np.int32)) != 0, labels, 0)
+    elif largest:
+        labels = largest_piece(labels)
+    smallest = int(getattr(params, "min_size", 0) or run.spec.options.get("min_size", 0))
+    return pieces(labels, smallest, run.spec.gives.kind == "instances")
