@@ -128,7 +128,8 @@ _OTHERS = (
      f"{_WINDOWS} cache_roi_weight_map cpu_thresh extra_input_padding", "inferer"),
     ("monai.apps.detection.networks.retinanet_network", "RetinaNet",
      "spatial_dims num_classes num_anchors feature_extractor size_divisible use_list_output", "network"),
-    ("monai.apps.detection.networks.retinanet_network", "resnet_fpn_feature_extractor",
+    # MONAI's own needs torchvision
+    ("napari_medai.nets.retina", "resnet_fpn_feature_extractor",
      "backbone spatial_dims pretrained_backbone returned_layers trainable_backbone_layers", "network"),
     ("monai.apps.detection.networks.retinanet_detector", "RetinaNetDetector",
      "network anchor_generator spatial_dims num_classes size_divisible cls_key box_reg_key debug", "helper"),
@@ -240,6 +241,9 @@ def _full_names() -> dict[str, str]:
         names[f"{module}.{name}"] = name
         if module.startswith(_PACKAGES.get(row.kind, "-")):
             names[f"{_PACKAGES[row.kind]}.{name}"] = name
+    names["monai.apps.detection.networks.retinanet_network.resnet_fpn_feature_extractor"] = (
+        "resnet_fpn_feature_extractor"
+    )
     for name in (*READERS, *WRITERS):
         names[f"monai.transforms.{name}"] = name
         names[f"monai.transforms.io.{'dictionary' if name[-1] in 'dDt' else 'array'}.{name}"] = name
