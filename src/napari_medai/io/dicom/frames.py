@@ -24,6 +24,7 @@ from napari_medai.io.dicom.quiet import quietly
 from napari_medai.io.dicom.realworld import RealWorld, frame_mapping
 from napari_medai.io.dicom.segments import segmentation_frames
 from napari_medai.io.dicom.slides import Level, flavour, is_slide, level_of
+from napari_medai.io.dicom.whitelist import SHOWN
 
 # Directions that are shorter, longer or less perpendicular than this are not rounding but nonsense.
 DIRECTION_TOLERANCE = 0.02
@@ -193,6 +194,9 @@ def _like(other: Frame, header: Header) -> Frame | None:
     # dataclasses.replace takes five times as long, and a series has hundreds of slices
     found = object.__new__(Frame)
     found.__dict__.update(other.__dict__, header=header, place=place, marks=OwnMarks(header, other.marks))
+    if header.kin is not None and not SHOWN.isdisjoint(header.kin.varying):
+        slope, intercept = _rescale(header, header.fields)
+        found.__dict__.update(slope=slope, intercept=intercept, window=_window(header.fields))
     return found
 
 
@@ -204,12 +208,7 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
     values = macro(group, shared, "PixelValueTransformationSequence") or fields
     window = macro(group, shared, "FrameVOILUTSequence") or fields
     spacing = _spacing(header, numbers(measures, "PixelSpacing"))
-    slope = number(values, "RescaleSlope")
-    if slope is None and header.text("Modality") == "RTDOSE":
-        slope = header.number("DoseGridScaling")
-    slope = slope if slope is not None and math.isfinite(slope) and slope != 0 else 1.0
-    intercept = number(values, "RescaleIntercept")
-    intercept = intercept if intercept is not None and math.isfinite(intercept) else 0.0
+    slope, intercept = _rescale(header, values)
     return Frame(
         header,
         index,
@@ -224,6 +223,17 @@ def _frame(header: Header, index: int, group: Any, shared: Any) -> Frame:
         kind_of(header, group, shared),
         marks_of(header, index, group, shared),
         real=None if group is shared is None else frame_mapping(group, shared, (slope, intercept)),
+    )
+
+
+def _rescale(header: Header, values: Any) -> tuple[float, float]:
+    slope = number(values, "RescaleSlope")
+    if slope is None and header.text("Modality") == "RTDOSE":
+        slope = header.number("DoseGridScaling")
+    intercept = number(values, "RescaleIntercept")
+    return (
+        slope if slope is not None and math.isfinite(slope) and slope != 0 else 1.0,
+        intercept if intercept is not None and math.isfinite(intercept) else 0.0,
     )
 
 

@@ -79,7 +79,6 @@ def marks_of(header: Header, index: int, group: Any, shared: Any) -> dict[str, f
         "kvp": header.number("KVP"),
         "kev": _kev(header, group, shared),
         "thickness": header.number("SliceThickness"),
-        "reference": _scaled(header.number("FrameReferenceTime"), 1e-3),
         "frame": float(index),
     } | _own(header)
     gradient = _gradient(header)
@@ -95,6 +94,7 @@ def _own(header: Header) -> dict[str, float | None]:
         "time": _clock(header.text("AcquisitionTime"), header.text("ContentTime")),
         "moment": _moment(header.text("AcquisitionDateTime")),
         "instance": header.number("InstanceNumber"),
+        "reference": _scaled(header.number("FrameReferenceTime"), 1e-3),
     }
 
 

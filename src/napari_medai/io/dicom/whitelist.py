@@ -58,11 +58,14 @@ OVERLAY_ROWS = tuple(0x60000010 + 0x20000 * n for n in range(16))
 TAGS = {word: int(tag_for_keyword(word) or 0) for word in (*_KEYWORDS, *_NOTED)}
 WANTED = {tag: dictionary_VR(tag).split(" ")[0] for tag in TAGS.values()} | _PRIVATE | dict.fromkeys(OVERLAY_ROWS, "US")
 WANTED |= {TAGS[word]: NOTED for word in _NOTED}
-# What says which slice it is and when it was taken; all else of a slice follows from the other elements.
-OF_EACH_SLICE = frozenset(
+# How a slice is to be shown: MR scanners give each its window, PET scanners each its slope.
+SHOWN = frozenset(TAGS[word] for word in ("WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope"))
+# What says which slice it is, when it was taken and how it is to be shown; all else follows from the other elements.
+OF_EACH_SLICE = SHOWN | frozenset(
     TAGS[word]
     for word in (
         "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
-        "AcquisitionNumber", "AcquisitionTime", "ContentTime", "AcquisitionDateTime", "ImagePositionPatient",
+        "AcquisitionNumber", "AcquisitionTime", "ContentTime", "AcquisitionDateTime", "FrameReferenceTime",
+        "ImagePositionPatient",
     )
 )  # fmt: skip
