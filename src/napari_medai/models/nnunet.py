@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_medai.core.errors import ModelError
-from napari_medai.models.nnunet_labels import label_names, read_labels
+from napari_medai.models.nnunet_labels import label_names, one_line, read_labels
 from napari_medai.models.nnunet_plans import PlansReader
 from napari_medai.models.nnunet_stage import StagePlan
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Need, Prepare, Tiling
@@ -135,9 +135,12 @@ def _probe(path: Path, configuration: str) -> ModelSpec:
     order = [chosen]
     if previous := reader.previous(chosen.configuration):
         earlier = _earlier(chosen, previous)
-        if earlier is None:
-            path_of = f"{where}#configurations::{chosen.configuration}::previous_stage"
-            why = f"{previous!r} must run first and is not there with checkpoints beside {chosen.path.name!r}."
+        path_of = f"{where}#configurations::{chosen.configuration}::previous_stage"
+        if reader.previous(previous):
+            why = f"{previous[:80]!r} needs a stage before it too; cascades of two stages are known."
+            reader.needs.append(Need(where=path_of, why=why))
+        elif earlier is None:
+            why = f"{previous[:80]!r} must run first and is not there with checkpoints beside {chosen.path.name!r}."
             reader.needs.append(Need(where=path_of, why=why))
         else:
             order.insert(0, earlier)
@@ -160,7 +163,7 @@ def _spec(
     chosen: Trained,
     others: list[Trained],
 ) -> ModelSpec:
-    data_set = _clean(plans.get("dataset_name")) or _clean(chosen.path.parent.name)
+    data_set = one_line(plans.get("dataset_name")) or one_line(chosen.path.parent.name)
     title = re.sub(r"^Dataset\d+_", "", data_set).replace("_", " ") or data_set
     last = stages[-1] if stages else None
     readers = {stage.reader for stage in stages}
@@ -175,11 +178,11 @@ def _spec(
     intensity = {"CT": "HU", "PT": "SUV"}.get(_MODALITIES.get(names[0].lower(), ""), "") if len(names) == 1 else ""
     licence = dataset.get("licence") or dataset.get("license")
     return ModelSpec(
-        id=f"{data_set}-{chosen.configuration}",
+        id=re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{data_set}-{chosen.configuration}").lstrip(".-"),
         title=f"{title} ({chosen.configuration})",
         summary=summary + (f" and {len(what) - 8} more." if len(what) > 8 else "."),
         stage="segment",
-        version=_clean(dataset.get("release")) or "1",
+        version=one_line(dataset.get("release")) or "1",
         accepts=Accepts(
             ndim=ndim,
             modality=tuple(dict.fromkeys(m for n in names if (m := _MODALITIES.get(n.lower())))) if not natural else (),
@@ -194,8 +197,8 @@ def _spec(
         gives=Gives(kind="labels", labels=what),
         tiling=Tiling(size=last.patch if last else (), overlap=0.5, multiple=1),
         runner="nnunet",
-        licence=f"not stated; of the data: {_clean(licence)}" if licence else "not stated",
-        citation=CITATION + (f" Data: {_clean(dataset['reference'])}." if dataset.get("reference") else ""),
+        licence=f"not stated; of the data: {one_line(licence)}" if licence else "not stated",
+        citation=CITATION + (f" Data: {one_line(dataset['reference'])}." if dataset.get("reference") else ""),
         options={"folds": "all", "mirroring": True, "step": 0.5, "orientation": "RAS" if turned else ""},
         details={
             "stages": [stage.model_dump(mode="json") for stage in stages],
@@ -203,7 +206,7 @@ def _spec(
             "configurations": sorted({chosen.configuration, *(other.configuration for other in others)}),
             "remarks": _remarks(chosen, others),
         },
-        training_data=_clean(dataset.get("description")),
+        training_data=one_line(dataset.get("description")),
         source="nnunet",
         path=root,
         safety="config",
@@ -320,7 +323,7 @@ def _channel_names(dataset: dict[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(names, dict) or not names or len(names) > 64:
         raise ModelError(f"{where}#channel_names: an object with the name of each channel is needed.")
     try:
-        return tuple(_clean(names[key]) for key in sorted(names, key=int))
+        return tuple(one_line(names[key]) for key in sorted(names, key=int))
     except ValueError as error:
         raise ModelError(f"{where}#channel_names: its keys are the channels' numbers from 0.") from error
 
@@ -343,8 +346,3 @@ def _relative(folder: Path, root: Path) -> str:
     """``"Trainer__Plans__3d_fullres/"`` below the package; empty for the package itself."""
     inside = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else f"../{folder.name}"
     return "" if inside == "." else f"{inside}/"
-
-
-def _clean(text: object) -> str:
-    """A package's text as one printable line."""
-    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:300] if text is not None else ""

@@ -45,10 +45,12 @@ def _entries(dataset: Mapping[str, Any], where: str) -> dict[str, tuple[tuple[in
             continue
         given = value if isinstance(value, list) else [value]
         if any(not str(v).isdecimal() or len(str(v)) > 9 for v in given):
-            raise ModelError(f"{where}#labels::{str(name)[:80]}: whole numbers from 0 on are needed.")
+            raise ModelError(f"{where}#labels::{one_line(name)[:80]}: whole numbers from 0 on are needed.")
         values = tuple(int(v) for v in given)
         if not values or min(values) < 0 or max(values) > _MOST_LABELS:
-            raise ModelError(f"{where}#labels::{name}: {list(values)[:8]} was found; labels go from 0 to 65535.")
+            raise ModelError(
+                f"{where}#labels::{one_line(name)[:80]}: {list(values)[:8]} was found; labels go from 0 to 65535."
+            )
         entries[name] = (values, isinstance(value, list))
     if entries.get("background") != ((0,), False):
         raise ModelError(f"{where}#labels::background: 0 is needed.")
@@ -79,6 +81,11 @@ def read_labels(dataset: Mapping[str, Any], where: str) -> LabelSet:
     return LabelSet(heads=len(regions), foreground=foreground, region_values=tuple(order))
 
 
+def one_line(text: object) -> str:
+    """A package's text as one printable line of at most 300 characters."""
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:300] if text is not None else ""
+
+
 def label_names(dataset: Mapping[str, Any], labels: LabelSet) -> tuple[Label, ...]:
     """What each value of the result is called.
 
@@ -86,8 +93,10 @@ def label_names(dataset: Mapping[str, Any], labels: LabelSet) -> tuple[Label, ..
     """
     entries = _entries(dataset, "dataset.json")
     if not labels.region_values:
-        return tuple(Label(value=values[0], name=name) for name, (values, _) in entries.items() if values != (0,))
-    regions = [(name, set(values)) for name, (values, _) in entries.items() if set(values) != {0}]
+        return tuple(
+            Label(value=values[0], name=one_line(name)) for name, (values, _) in entries.items() if values != (0,)
+        )
+    regions = [(one_line(name), set(values)) for name, (values, _) in entries.items() if set(values) != {0}]
     names: dict[int, str] = {}
     for n, (value, (name, members)) in enumerate(zip(labels.region_values, regions, strict=True)):
         over = [(other, inner) for other, inner in regions[n + 1 :] if inner < members]

@@ -39,8 +39,6 @@ def main(jobs: list[dict]) -> None:
             np.save(job["out"], labels)
         else:
             io.write_seg(labels, job["out"], properties)
-        names = list(predictor.network.state_dict())
-        Path(job["out"] + ".json").write_text(json.dumps({"names": names, "dtype": str(labels.dtype)}))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from PIL import Image as Picture
 
 import napari_medai as medai
 from napari_medai.core.geometry import to_ras
-from napari_medai.core.volume import Volume
 from napari_medai.models import load, nnunet
 from tests.engine.nnunet.fabricate import REGIONS, Made, folder_of, make, phantom
 
@@ -134,7 +133,6 @@ class Outcome:
 
     ours: NDArray[Any]
     theirs: NDArray[Any]
-    names: list[str]
     seconds: float
 
 
@@ -207,8 +205,7 @@ def run(chosen: dict[str, Trial], root: Path) -> dict[str, Outcome]:
         ours = our_labels(data, images, chosen[title])
         seconds = time.perf_counter() - begun
         theirs = np.load(out) if out.endswith(".npy") else np.asanyarray(nibabel.load(out).dataobj).T
-        names = json.loads(Path(f"{out}.json").read_text())["names"]
-        outcomes[title] = Outcome(ours, theirs.reshape(ours.shape), names, seconds)
+        outcomes[title] = Outcome(ours, theirs.reshape(ours.shape), seconds)
     return outcomes
 
 

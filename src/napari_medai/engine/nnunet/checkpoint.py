@@ -198,7 +198,11 @@ def load_fold(path: Path, plan: StagePlan, heads: int, inputs: int, device: torc
         arguments = {**plan.arguments, "input_channels": inputs, "num_classes": heads}
         if checkpoint.trainer in BATCH_NORM_TRAINERS:
             arguments |= {"norm": f"BatchNorm{len(plan.patch)}d", "norm_kwargs": {"eps": 1e-5, "affine": True}}
-        network = build(plan.network, **arguments)
+        try:
+            with torch.device("meta"):  # without memory, until the checkpoint is seen to hold these shapes
+                network = build(plan.network, **arguments)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"The network of {plan.configuration!r} cannot be built: {str(error)[:200]}.") from error
         expected = network.state_dict()
         found = checkpoint.weights
         wrong = sorted(expected.keys() ^ found.keys())
@@ -212,7 +216,7 @@ def load_fold(path: Path, plan: StagePlan, heads: int, inputs: int, device: torc
             )
         if any(axis >= len(plan.patch) for axis in checkpoint.mirroring):
             raise ModelError(f"{_name(path)} wants mirroring along axes {checkpoint.mirroring} of {plan.patch}.")
-        network.load_state_dict(found)
+        network.to_empty(device="cpu").load_state_dict(found)
         return Fold(network, checkpoint.mirroring)
 
     key = f"nnunet {sha256(path)} {plan.network} {sorted(plan.arguments.items())} {inputs} {heads} {plan.configuration}"

@@ -49,10 +49,13 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
     ModelError
         A checkpoint is damaged, holds more than data, or does not fit the plans; an option has a wrong value.
     """
-    stages = [StagePlan.model_validate(stage) for stage in run.spec.details.get("stages", ())]
+    try:
+        stages = [StagePlan.model_validate(stage) for stage in run.spec.details.get("stages", ())]
+        labels = LabelSet.model_validate(run.spec.details.get("labels"))
+    except ValueError as error:
+        raise ModelError(f"The description of {run.spec.id!r} is not nnU-Net's: {str(error)[:300]}") from error
     if not stages:
         raise ModelError(f"The description of {run.spec.id!r} holds no stage to run; open its folder again.")
-    labels = LabelSet.model_validate(run.spec.details["labels"])
     _tell(volume, run, params)
     image = read(volume, stages[0].reader, str(run.spec.options.get("orientation", "")))
     found: NDArray[Any] | None = None

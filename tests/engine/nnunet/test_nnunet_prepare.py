@@ -1,0 +1,164 @@
+"""Order of axes, cutting, normalisation and the way back, by numbers written by hand."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from napari_medai.core.errors import InputError, ModelError
+from napari_medai.core.geometry import from_ras, scaling
+from napari_medai.core.volume import Volume
+from napari_medai.engine.nnunet.prepare import bounding_box, nonzero, normalise, prepare, put_back, read
+from napari_medai.models.nnunet_labels import LabelSet
+from napari_medai.models.nnunet_stage import Channel, Resampling, StagePlan
+
+LABELS = LabelSet(heads=3, foreground=(1, 2))
+NONE = Resampling(method="none")
+
+
+def plan(**fields: Any) -> StagePlan:
+    """One channel as it is, spacing 1."""
+    values: dict[str, Any] = {
+        "configuration": "3d_fullres", "checkpoints": {"0": "x"}, "patch": (4, 4, 4), "spacing": (1.0, 1.0, 1.0),
+        "forward": (0, 1, 2), "backward": (0, 1, 2), "network": "plain_conv_unet", "arguments": {},
+        "channels": (Channel(scheme="NoNormalization"),), "data": NONE, "probabilities": NONE, "labels": NONE,
+    }  # fmt: skip
+    return StagePlan(**{**values, **fields})
+
+
+def scan(array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Volume:
+    """Pixels in mm."""
+    return Volume(np.asarray(array, dtype=np.float32), "zyx", scaling(spacing), units="mm", modality="MR")
+
+
+def test_holes_belong_to_what_is_not_zero() -> None:
+    shell = np.zeros((2, 5, 5, 6), dtype=np.float32)
+    shell[0, 1:4, 1:4, 2:5] = 1
+    shell[0, 2, 2, 3] = 0
+    shell[1, 4, 0, 0] = -1  # of any channel
+    inside = nonzero(shell)
+    assert inside[2, 2, 3]
+    assert inside.sum() == 28
+    assert bounding_box(inside) == (slice(1, 5), slice(0, 4), slice(0, 5))
+    assert bounding_box(np.zeros((2, 3), dtype=bool)) == (slice(0, 2), slice(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "values", "expected"),
+    [
+        (Channel(scheme="CTNormalization", mean=50, std=25, low=0, high=100), [-10, 50, 200], [-2, 0, 2]),
+        (Channel(scheme="ZScoreNormalization"), [1, 3, 1, 3], [-1, 1, -1, 1]),
+        (Channel(scheme="ZScoreNormalization", masked=True), [0, 1, 3], [0, -1, 1]),
+        (Channel(scheme="RescaleTo01Normalization"), [2, 4, 6], [0, 0.5, 1]),
+        (Channel(scheme="RGBTo01Normalization"), [0, 51, 255], [0, 0.2, 1]),
+        (Channel(scheme="NoNormalization"), [7, -3], [7, -3]),
+    ],
+)
+def test_normalisations(scheme: Channel, values: list[float], expected: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    np.testing.assert_allclose(normalise(array, scheme, array != 0), expected, atol=1e-6)
+
+
+def test_colours_beyond_eight_bits_are_refused() -> None:
+    with pytest.raises(InputError, match=r"0 to 255.*300"):
+        normalise(np.array([0, 300], dtype=np.float32), Channel(scheme="RGBTo01Normalization"), np.ones(2, bool))
+
+
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3))[::2])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_images_are_turned_as_nibabel_turns_them(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    angle = np.deg2rad(14)
+    tilt = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = (tilt @ np.diag(signs))[:, order] * [0.5, 1.25, 3]
+    values = np.random.default_rng(1).integers(0, 99, (3, 4, 5)).astype(np.float32)
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(values, affine))
+    volume = Volume(values.T, "zyx", from_ras(affine), units="mm")
+    image = read(volume, "NibabelIOWithReorient", "RAS")
+    np.testing.assert_array_equal(image.array[0], expected.get_fdata().T)
+    np.testing.assert_allclose(image.spacing, expected.header.get_zooms()[::-1], rtol=1e-6)
+    np.testing.assert_array_equal(image.undo(image.array[0]), values.T)
+    # opened by this package, its axes are turned; models that turn nothing see it as it was stored
+    opened = volume.canonical().replace(meta={"stored_affine": volume.affine.tolist()})
+    stored = read(opened, "SimpleITKIO")
+    np.testing.assert_array_equal(stored.array[0], values.T)
+    np.testing.assert_array_equal(stored.undo(stored.array[0]), opened.numpy())
+
+
+def test_an_orientation_that_is_none_is_refused() -> None:
+    with pytest.raises(ModelError, match="RRS"):
+        read(scan(np.ones((2, 2, 2))), "SimpleITKIO", "RRS")
+
+
+def test_single_slices_get_a_third_axis() -> None:
+    volume = Volume(np.ones((4, 5), np.float32), "yx", scaling((1, 0.5, 0.25)), units="mm")
+    assert read(volume, "SimpleITKIO").array.shape == (1, 1, 4, 5)
+    assert read(volume, "SimpleITKIO").spacing == (0.5 * 999, 0.5, 0.25)
+    assert read(volume, "NaturalImage2DIO").spacing == (999.0, 1.0, 1.0)
+    in_um = volume.replace(units="um")
+    assert read(in_um, "SimpleITKIO").spacing[1:] == pytest.approx((0.0005, 0.00025))
+
+
+def test_prepared_and_put_back() -> None:
+    pixels = np.zeros((4, 5, 6))
+    pixels[1:3, 1:4, 2:6] = np.arange(1, 25).reshape(2, 3, 4)
+    turned = plan(forward=(2, 0, 1), backward=(1, 2, 0))
+    case = prepare(read(scan(pixels, (3.0, 2.0, 1.0)), "SimpleITKIO"), turned, LABELS, None, lambda: None)
+    assert case.spacing == (1.0, 3.0, 2.0)
+    assert (case.whole, case.cut) == ((6, 4, 5), (4, 2, 3))
+    np.testing.assert_array_equal(case.tensor[0], pixels[1:3, 1:4, 2:6].transpose(2, 0, 1))
+    logits = [np.zeros(case.cut), case.tensor[0].numpy() - 12.5, case.tensor[0].numpy() - 12.5]
+    found = put_back([lambda n=n: logits[n] for n in range(3)], case, turned, LABELS, 0.5, lambda: None)
+    # equal logits: the first of them
+    np.testing.assert_array_equal(found, (pixels > 12.5).astype(np.uint8))
+    assert found.dtype == np.uint8
+
+
+def test_regions_are_painted_in_their_order() -> None:
+    regions = LabelSet(heads=2, foreground=(1, 2), region_values=(2, 1))
+    case = prepare(read(scan(np.ones((1, 1, 3))), "SimpleITKIO"), plan(), regions, None, lambda: None)
+    logits = [np.array([[[1.0, 1.0, -1.0]]]), np.array([[[-1.0, 0.5, 0.5]]])]
+
+    def paint(threshold: float) -> list[int]:
+        channels = [lambda n=n: logits[n] for n in range(2)]
+        return put_back(channels, case, plan(), regions, threshold, lambda: None).ravel().tolist()
+
+    assert paint(0.5) == [2, 1, 1]
+    assert paint(0.7) == [2, 2, 0]  # a logit of 0.5 is a probability of 0.62, of 1 it is 0.73
+
+
+def test_the_stage_before_adds_a_channel_for_each_label() -> None:
+    pixels = np.zeros((1, 4, 4))
+    pixels[0, 1:3, 1:4] = 5
+    before = np.zeros((1, 4, 4), np.uint8)
+    before[0, 1, 1], before[0, 2, 2:4] = 1, 2
+    case = prepare(read(scan(pixels), "SimpleITKIO"), plan(), LABELS, before, lambda: None)
+    assert case.tensor.shape == (3, 1, 2, 3)
+    assert case.tensor[1, 0].tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert case.tensor[2, 0].tolist() == [[0, 0, 0], [0, 1, 1]]
+
+
+def test_a_planar_network_keeps_the_distance_of_slices() -> None:
+    flat = plan(patch=(4, 4), spacing=(2.0, 2.0), data=Resampling(order=1, separate_z=None))
+    case = prepare(read(scan(np.ones((3, 8, 8)), (7.0, 1.0, 1.0)), "SimpleITKIO"), flat, LABELS, None, lambda: None)
+    assert case.target == (7.0, 2.0, 2.0)
+    assert case.tensor.shape == (1, 3, 4, 4)
+
+
+def test_an_image_without_a_voxel_at_the_models_spacing_is_refused() -> None:
+    coarse = plan(spacing=(50.0, 50.0, 50.0))
+    with pytest.raises(InputError, match="no voxel along an axis"):
+        prepare(read(scan(np.ones((9, 9, 9))), "SimpleITKIO"), coarse, LABELS, None, lambda: None)
+
+
+def test_more_than_254_labels_need_sixteen_bits() -> None:
+    many = LabelSet(heads=300, foreground=tuple(range(1, 300)))
+    case = prepare(read(scan(np.ones((1, 1, 2))), "SimpleITKIO"), plan(), many, None, lambda: None)
+    channels = [lambda n=n: np.full((1, 1, 2), float(n)) for n in range(300)]
+    found = put_back(channels, case, plan(), many, 0.5, lambda: None)
+    assert found.dtype == np.uint16
+    assert found.ravel().tolist() == [299, 299]

@@ -1,0 +1,153 @@
+"""Trained models from end to end, through the stage; parity with nnU-Net itself is in test_nnunet_parity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import napari_medai as medai
+from napari_medai import nets
+from napari_medai.core.errors import ModelError
+from napari_medai.core.geometry import scaling
+from napari_medai.core.stage import Cancelled, Progress
+from napari_medai.core.volume import Volume
+from napari_medai.engine.nnunet.run import checkpoint_path, chosen_folds
+from napari_medai.models import load, nnunet
+from napari_medai.models.nnunet_stage import StagePlan
+from tests.engine.nnunet.fabricate import LABELS, Made, folder_of, make, phantom, save
+
+
+def scan(seed: int = 3) -> tuple[Volume, np.ndarray]:
+    """The phantom as a head MR, and its labels."""
+    pixels, truth = phantom((20, 28, 28), seed=seed)
+    return Volume(pixels[0], "zyx", scaling((1.5, 1.5, 1.5)), units="mm", modality="MR", name="head"), truth
+
+
+def dice(found: np.ndarray, truth: np.ndarray, label: int) -> float:
+    """Of one label."""
+    return float(2 * ((found == label) & (truth == label)).sum() / ((found == label).sum() + (truth == label).sum()))
+
+
+def test_a_trained_model_segments_what_it_was_trained_for(trained: Path) -> None:
+    volume, truth = scan()
+    mask = medai.segment(volume, medai.load_model(trained))
+    found = mask.labels.numpy()
+    assert found.shape == truth.shape
+    assert mask.names == {1: "shell", 2: "core", 3: "rod"}
+    # random features tell the phantom's labels fairly; a wrong spacing, order of axes or normalisation does not
+    assert dice(found, truth, 1) > 0.45
+    assert dice(found, truth, 0) > 0.85
+    assert mask.provenance.tiles == 2 * 2**3  # two folds, two tiles along each axis of what is not zero
+    notes = mask.provenance.notes
+    assert sum("sha256" in note for note in notes) == 2
+    assert any(note.startswith("3d_fullres, fold 1: checkpoint_final.pth") for note in notes)
+
+
+class Impatient(Progress):
+    """Stops a run after so many reports."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.told = patience, 0
+
+    def update(self, done: float, total: float, message: str = "") -> None:
+        self.told += "tile" in message
+        self.check()
+
+    def check(self) -> None:
+        if self.told >= self.patience:
+            raise Cancelled
+
+
+def test_a_run_is_cancelled_within_a_tile(trained: Path) -> None:
+    progress = Impatient(2)
+    with pytest.raises(Cancelled):
+        medai.segment(scan()[0], medai.load_model(trained), progress=progress)
+    assert progress.told == 2
+
+
+def test_folds_and_mirroring_are_options(trained: Path) -> None:
+    volume, _ = scan()
+    both = medai.segment(volume, load(nnunet.probe(trained)))
+    one = medai.segment(volume, load(nnunet.describe(trained, folds="1", mirroring=False, step=1.0)))
+    assert (one.provenance.tiles, both.provenance.tiles) == (8, 16)
+    assert (one.labels.numpy() != both.labels.numpy()).any()
+    assert any("mirroring was switched off" in note for note in one.provenance.notes)
+    with pytest.raises(ModelError, match=r"'7' were asked for; 3d_fullres has 0, 1"):
+        medai.segment(volume, load(nnunet.describe(trained, folds="7")))
+    with pytest.raises(ModelError, match="step"):
+        medai.segment(volume, load(nnunet.describe(trained, step=0)))
+
+
+def test_folds_by_their_names(trained: Path) -> None:
+    plan = StagePlan.model_validate(nnunet.probe(trained).details["stages"][0])
+    plan = plan.model_copy(update={"checkpoints": {"10": "x", "2": "x", "all": "x"}})
+    assert chosen_folds(plan, "all") == ["2", "10"]
+    assert chosen_folds(plan, "fold_all, 2") == ["all", "2"]
+    only = plan.model_copy(update={"checkpoints": {"all": "x"}})
+    assert chosen_folds(only, "all") == ["all"]
+
+
+def test_checkpoints_outside_of_the_package_are_refused(trained: Path) -> None:
+    plan = StagePlan.model_validate(nnunet.probe(trained).details["stages"][0])
+    for elsewhere in ("../../../x.pth", "/etc/passwd"):
+        with pytest.raises(ModelError, match="outside of the package"):
+            checkpoint_path(trained, plan.model_copy(update={"checkpoints": {"0": elsewhere}}), "0")
+
+
+def test_sums_beyond_half_precision_are_kept_in_float32(tmp_path: Path) -> None:
+    made = Made(features=(4, 4, 6))
+    make(tmp_path, made, weights=False)
+    spec = nnunet.probe(folder_of(tmp_path, made, "3d_fullres"))
+    plan = StagePlan.model_validate(spec.details["stages"][0])
+    state = nets.build(plan.network, input_channels=1, num_classes=4, **plan.arguments).state_dict()
+    state["decoder.seg_layers.1.bias"] = torch.tensor([0.0, 0.0, 1e6, 0.0])
+    save(folder_of(tmp_path, made, "3d_fullres") / "fold_0" / "checkpoint_final.pth", state, made, "3d_fullres")
+    mask = medai.segment(scan()[0], load(spec))
+    found = mask.labels.numpy()
+    assert (found[found > 0] == 2).all()  # outside of the box of what is not zero there is background
+    assert any("half precision overflowed" in note for note in mask.provenance.notes)
+    state["decoder.seg_layers.1.bias"] = torch.full((4,), torch.nan)
+    save(folder_of(tmp_path, made, "3d_fullres") / "fold_0" / "checkpoint_final.pth", state, made, "3d_fullres")
+    with pytest.raises(ModelError, match="not finite"):
+        medai.segment(scan()[0], load(spec))
+
+
+def test_a_patch_that_the_network_cannot_take_is_said(tmp_path: Path) -> None:
+    made = Made(patch=(15, 20, 20))  # 15 is no multiple of the strides
+    make(tmp_path, made, weights=False)
+    spec = nnunet.probe(tmp_path / made.dataset)
+    plan = StagePlan.model_validate(spec.details["stages"][0])
+    state = nets.build(plan.network, input_channels=1, num_classes=4, **plan.arguments).state_dict()
+    save(folder_of(tmp_path, made, "3d_fullres") / "fold_0" / "checkpoint_final.pth", state, made, "3d_fullres")
+    with pytest.raises(ModelError, match=r"failed on a tile of \(15, 20, 20\)"):
+        medai.segment(scan()[0], load(spec))
+
+
+def test_what_a_person_cannot_change_is_said(trained: Path) -> None:
+    volume = scan()[0].replace(units="pixel")
+    mask = medai.segment(volume, load(nnunet.describe(trained, folds="0", step=1.0)), tile=64, min_size=5)
+    notes = " ".join(mask.provenance.notes)
+    for said in ("taken as 1 mm", "tile and batch are the plans'", "min_size is of no effect"):
+        assert said in notes
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_names_of_parameters_are_nnunets(residual: bool, tmp_path: Path) -> None:
+    made = replace(Made(features=(4, 4, 6)), residual=residual, labels=dict(LABELS))
+    make(tmp_path, made, weights=False)
+    plan: Any = StagePlan.model_validate(nnunet.probe(tmp_path / made.dataset).details["stages"][0])
+    names = set(nets.build(plan.network, input_channels=1, num_classes=4, **plan.arguments).state_dict())
+    expected = {
+        "decoder.seg_layers.0.weight", "decoder.transpconvs.1.bias", "decoder.stages.1.convs.0.conv.weight",
+        "decoder.stages.1.convs.0.all_modules.1.bias", "decoder.stages.0.convs.0.norm.weight",
+    }  # fmt: skip
+    first = "stages.0.blocks.0.conv1" if residual else "stages.0.0.convs.0"
+    expected |= {f"{side}encoder.{first}.{part}" for side in ("", "decoder.") for part in ("conv.weight", "norm.bias")}
+    if residual:
+        expected |= {"encoder.stem.convs.0.conv.weight", "encoder.stages.2.blocks.0.skip.1.norm.weight"}
+    assert expected <= names
