@@ -1,0 +1,61 @@
+"""The same packages in the hands of their own frameworks, used as their manuals say: ``python -m tests.attacks.raw``.
+
+Shows that the attacks work, so that the tests that see nothing happen can fail.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+
+def torch_load(path: Path) -> None:
+    """A bundle's weights as nnU-Net and many scripts load theirs."""
+    import torch
+
+    torch.load(path / "models" / "model.pt", weights_only=False)
+
+
+def monai(path: Path) -> None:
+    """A bundle's preprocessing, with the evaluation of expressions switched off."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.config_item import ConfigExpression
+
+    ConfigExpression.run_eval = False
+    parser = ConfigParser()
+    parser.read_config(path / "configs" / "inference.json")
+    parser.get_parsed_content("preprocessing", instantiate=True)
+
+
+def jit_load(path: Path) -> None:
+    import torch
+
+    torch.jit.load(path)
+
+
+def bioimageio(path: Path) -> None:
+    from bioimageio.core import load_model_description
+    from bioimageio.core.model_adapters import create_model_adapter
+
+    described = load_model_description(path / "rdf.yaml", perform_io_checks=False)
+    create_model_adapter(described, weight_format_priority_order=["pytorch_state_dict"]).load()
+
+
+if __name__ == "__main__":
+    guarded = len(sys.argv) > 3
+    if guarded:
+        import monai.bundle  # noqa: F401
+        import torch  # noqa: F401
+
+        from tests.attacks.guard import Guard
+
+        guard = Guard([Path(sys.argv[3])])
+        guard.armed = True
+    warnings.simplefilter("ignore")
+    try:
+        globals()[sys.argv[1]](Path(sys.argv[2]))
+    finally:
+        if guarded:
+            guard.armed = False
+            print("\n".join(guard.seen))
