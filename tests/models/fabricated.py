@@ -103,3 +103,24 @@ def package_04(folder: Path, axes: str, shape, out_axes: str, out_shape, halo=No
         test_outputs=["out.npy"],
         **more,
     )
+
+
+def programs(folder: Path) -> dict[str, Path]:
+    """The mean over a box of 5 x 5 pixels as programs of torch, and its weights alone as torch.save writes them."""
+    import warnings
+
+    import torch
+
+    network = torch.nn.Conv2d(1, 1, 5, padding=2, bias=False).eval()
+    torch.nn.init.constant_(network.weight, 1 / 25)
+    names = {"torchscript": "script.pt", "pt2": "exported.pt2", "state": "state.pth", "old": "old.pth"}
+    files = {kind: folder / name for kind, name in names.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have other formats, and other ways to name sizes
+        torch.jit.save(torch.jit.script(network), str(files["torchscript"]))
+        sizes = {2: torch.export.Dim("h", min=8, max=4096), 3: torch.export.Dim("w", min=8, max=4096)}
+        exported = torch.export.export(network, (torch.zeros(1, 1, 16, 24),), dynamic_shapes=(sizes,))
+        torch.export.save(exported, str(files["pt2"]))
+    torch.save(network.state_dict(), files["state"])
+    torch.save(network.state_dict(), files["old"], _use_new_zipfile_serialization=False)
+    return files

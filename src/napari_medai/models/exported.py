@@ -200,10 +200,8 @@ def advice(file: Path, inputs: Sequence[Port] = (), outputs: Sequence[Port] = ()
     flat = bool(outputs) and 0 < len(outputs[0].shape) <= 2
     stage = "classify" if flat else "segment"
     how = "that is a guess by the sizes" if guess else "or whatever they are"
-    return (
-        f"{seen}{'Say' if seen else 'say'} it once: medai models add {file.name} --axes {guess or 'bczyx'} --stage {stage} --labels NAMES "
-        f"({how}), or put a medai-model.yaml beside it."
-    )
+    command = f"medai models add {file.name} --axes {guess or 'bczyx'} --stage {stage} --labels NAMES"
+    return f"{seen}{'Say' if seen else 'say'} it once: {command} ({how}), or put a medai-model.yaml beside it."
 
 
 def _channels(axes: str, answers: Mapping[str, Any], inputs: Sequence[Port]) -> int:

@@ -67,9 +67,6 @@ def describe(path: Path, **answers: Any) -> ModelSpec:
     """
     file = _required(path)
     found = read_onnx(file)
-    if not answers.get("axes") and all(_guess(found).split(",")):
-        # what was left out is told with a guess, not taken
-        raise ModelError(f"The axes of {file.name} are not known; {advice(file, found.inputs, found.outputs)}")
     return _with_file(exported_spec(file, RUNNER, answers, found.inputs, found.outputs), file, found)
 
 

@@ -53,7 +53,7 @@ def kind_of(path: Path) -> Kind:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(14)
+            head = file.read(16)
         if head.startswith(b"\x80") and head[2:].startswith(b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
             return "pickle"  # torch.save before 1.6
         if not head.startswith(b"PK\x03\x04"):
