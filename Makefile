@@ -1,6 +1,7 @@
 # make demo   sets everything up, runs all stages on real images in a napari window, saves into demo-output/
 # make test   sets everything up, checks the code and runs all tests
 # make test-pacs   tests pull and push against a real archive (Orthanc), which it installs and starts
+# make test-nnunet   compares with nnU-Net's own predictor, for which it makes .venv-nnunet (about 3 minutes of tests)
 # make docs   builds the documentation into site/
 # Second runs skip what is done.
 
@@ -10,7 +11,7 @@ READY := .venv/.ready
 # A real screen is used where there is one; else a virtual one.
 SCREEN := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY)),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test test-pacs check fuzz docs samples clean
+.PHONY: demo test test-pacs test-nnunet check fuzz docs samples clean
 
 demo: $(READY) samples
 	$(SCREEN) $(BIN)/medai demo --out demo-output
@@ -23,6 +24,18 @@ test: $(READY) samples check
 test-pacs: $(READY)
 	sh scripts/orthanc.sh install
 	$(BIN)/python -m pytest -q tests/pacs tests/ui/test_pacs.py
+
+# nnU-Net needs torchvision, which this project does without: it gets an environment of its own.
+test-nnunet: $(READY) .venv-nnunet/.ready
+	MEDAI_NNUNET=$(CURDIR)/.venv-nnunet/bin/python $(BIN)/python -m pytest -q tests/engine/nnunet/test_nnunet_parity.py
+
+.venv-nnunet/.ready: constraints.txt
+	test -x .venv-nnunet/bin/python || $(PYTHON) -m venv .venv-nnunet
+	.venv-nnunet/bin/python -m pip install -q --upgrade pip
+	.venv-nnunet/bin/python -m pip install -q -c constraints.txt torch
+	.venv-nnunet/bin/python -m pip install -q -c constraints.txt nnunetv2==2.8.1 batchgenerators==0.25.5 \
+		dynamic-network-architectures==0.4.4
+	touch $@
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -51,4 +64,4 @@ $(READY): pyproject.toml constraints.txt scripts/system-libraries.sh
 	touch $@
 
 clean:
-	rm -rf .venv demo-output site dist
+	rm -rf .venv .venv-nnunet demo-output site dist

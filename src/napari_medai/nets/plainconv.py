@@ -12,7 +12,7 @@ of He et al., Bag of Tricks for Image Classification, CVPR 2019 (ResNet-D).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,10 @@ LAYERS: Mapping[str, type[nn.Module]] = {
         nn.LeakyReLU, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU,
     )
 }  # fmt: skip
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_AVERAGE = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_Layers = Mapping[int, Callable[..., nn.Module]]
+_CONVOLUTION: _Layers = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: _Layers = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_AVERAGE: _Layers = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 @dataclass(frozen=True)
