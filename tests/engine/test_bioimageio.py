@@ -15,7 +15,7 @@ import napari_medai as medai
 from napari_medai.core.errors import ModelError
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine.bioimageio import reproduce_tests
+from napari_medai.engine.bioimageio import check_tests, reproduce_tests
 from napari_medai.engine.run import start
 from napari_medai.models import load, probe
 from napari_medai.stages.segment import SegmentParams
@@ -245,10 +245,18 @@ def test_the_arrays_that_a_package_brings_are_reproduced(tmp_path):
     )
     model = load(probe(tmp_path))
     with start("segment", Volume(array[0, 0], "yx"), model, SegmentParams(device="cpu"), Progress()) as run:
-        assert reproduce_tests(model, run) < 1e-3
+        (found,) = reproduce_tests(model, run)
+    assert found.largest < 1e-3
+    assert found.share == 0
+    assert check_tests(model)[0].startswith("restored: the package's own array, to within")
     np.save(tmp_path / "out.npy", expected.astype(np.float32) + 1)
-    with start("segment", Volume(array[0, 0], "yx"), model, SegmentParams(device="cpu"), Progress()) as run:
-        assert reproduce_tests(model, run) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ModelError, match=r"restored: 100\.00% of the values differ, by up to 1"):
+        check_tests(model)
+
+
+def test_a_package_without_arrays_has_nothing_to_reproduce(tmp_path):
+    made.box(tmp_path / "model.onnx")
+    assert check_tests(load(probe(restoring(tmp_path, {"y": STEP, "x": STEP})))) == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open
@@ -313,7 +321,8 @@ def test_a_published_package_reproduces_its_test_tensors():
     pixels = np.load(folder / "test_input.npy")[0, 0]
     expected = np.load(folder / "test_output.npy")[0, 0]
     with start("segment", Volume(pixels, "yx"), model, SegmentParams(device="cpu"), Progress()) as run:
-        assert reproduce_tests(model, run) < 1e-5
+        (found,) = reproduce_tests(model, run)
+    assert found.largest < 1e-5
     mask = medai.segment(Volume(pixels, "yx"), model, device="cpu").labels.numpy()
     # ends are mirrored for the halo, where the test has none: a few pixels at the rim differ
     assert np.mean(mask == (expected >= 0.5)) > 0.999
