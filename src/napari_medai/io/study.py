@@ -17,7 +17,7 @@ from napari_medai.core.stage import Cancelled, Part, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.archive import folder_of, unpacked
 from napari_medai.io.dicom.dicomdir import is_dicomdir, referenced_files
-from napari_medai.io.dicom.gathered import read_headers
+from napari_medai.io.dicom.gathered import Headers, read_headers
 from napari_medai.io.dicom.headers import Header, NotDicomError, read_header
 from napari_medai.io.dicom.pixels import what_it_is
 from napari_medai.io.dicom.rtstruct import is_structure_set, structure_info
@@ -226,7 +226,7 @@ def list_studies(path: PathLike, progress: Progress | None = None) -> Listing:
         except MedaiError as error:
             findings.append(_count(len(one.headers), "of a series", "of a series") + f" cannot be opened: {error}")
             continue
-        used |= {header.path for header in one.headers}
+        used.update(one.headers.paths if isinstance(one.headers, Headers) else [h.path for h in one.headers])
         series += [(patient_key(entry.file, study), study, description, entry) for entry in listed]
     rest = [file for file in files if file not in used]
     nifti, failed = _nifti(place, [file for file in rest if _is_nifti(Path(file))], progress)

@@ -123,6 +123,7 @@ class Row(Sequence[Frame | None]):
     def __init__(self, headers: Headers, slots: Sequence[int | None]) -> None:
         self._headers, self._slots = headers, slots
         self._made: dict[int, Frame] = {}
+        self._all: tuple[Frame | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -138,8 +139,10 @@ class Row(Sequence[Frame | None]):
         return None if n is None else self._frame(n, self._headers)
 
     def __iter__(self) -> Iterator[Frame | None]:
-        headers = list(self._headers)  # together in less time
-        return iter([None if n is None else self._frame(n, headers) for n in self._slots])
+        if self._all is None:
+            headers = list(self._headers)  # together in less time
+            self._all = tuple(None if n is None else self._frame(n, headers) for n in self._slots)
+        return iter(self._all)
 
     def _frame(self, n: int, headers: Any) -> Frame:
         if n not in self._made:
