@@ -15,6 +15,8 @@ _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spa
            "os.forkpty", "pty.spawn", "os.startfile/2"}  # fmt: skip
 _CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.truncate", "shutil.rmtree",
             "shutil.move", "shutil.copyfile", "os.link", "os.symlink", "tempfile.mkstemp"}  # fmt: skip
+# the last argument is the folder that the name is in
+_WITHIN = {"os.remove", "os.rmdir", "os.mkdir"}
 _NET = {"urllib.Request", "webbrowser.open", "ftplib.connect", "smtplib.connect", "http.client.connect"}
 # Functions that no file of weights has a reason to name
 _NAMES = {"os", "posix", "nt", "subprocess", "sys", "shutil", "importlib", "pty", "socket", "webbrowser", "runpy"}
@@ -49,6 +51,9 @@ class Guard:
             return f"writes {path}" if writes and self._outside(path) else ""
         if event in _CHANGES:
             path = next((a for a in arguments if isinstance(a, str | bytes | os.PathLike)), None)
+            within = arguments[-1] if event in _WITHIN and isinstance(arguments[-1], int) else -1
+            if path is not None and within >= 0:  # relative to an open folder, as shutil.rmtree removes
+                path = Path(os.readlink(f"/proc/self/fd/{within}"), os.fsdecode(path))
             return f"{event} {path}" if path is not None and self._outside(path) else ""
         if event == "pickle.find_class":
             module, name = arguments

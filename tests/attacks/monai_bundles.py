@@ -306,7 +306,6 @@ table(
         "negative channels": put("network_def::channels", [-1, 0]),
         "a million levels": put("network_def::channels", [4] * 10**6),
         "window of a giant": put("inferer::roi_size", [10**6, 10**6, 10**6]),
-        "windows without end": put("inferer::overlap", 0.999999999),
         "pixels of nothing": step({"_target_": "Spacingd", "keys": "image", "pixdim": [1e-9, 1e-9, 1e-9]}),
         "resize to a giant": step({"_target_": "Resized", "keys": "image", "spatial_size": [10**5, 10**5, 10**5]}),
         "pad to a giant": step({"_target_": "SpatialPadd", "keys": "image", "spatial_size": [10**5, 10**5, 10**5]}),

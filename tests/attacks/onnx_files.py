@@ -18,7 +18,7 @@ SPEC: dict[str, Any] = {
     "id": "lab-onnx", "title": "A model", "summary": "For tests.", "stage": "segment",
     "accepts": {"ndim": [2]}, "gives": {"kind": "labels", "labels": [{"value": 1, "name": "liver"}]},
     "runner": "onnx", "weights": "model.onnx",
-    "details": {"inputs": [{"name": "x", "axes": "bcyx"}], "outputs": [{"name": "y", "axes": "bcyx"}]},
+    "options": {"axes": "bcyx", "output_axes": "bcyx"},
 }  # fmt: skip
 
 

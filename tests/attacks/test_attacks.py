@@ -49,6 +49,7 @@ class Corpus:
 
     def environment(self) -> dict[str, str]:
         kept = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "2"}
+        kept["PYTHONDONTWRITEBYTECODE"] = "1"
         own = {"TMPDIR": str(self.may_write / "tmp"), "XDG_CACHE_HOME": str(self.may_write / "cache")}
         return kept | environment(self.root) | own
 

@@ -134,7 +134,7 @@ def give(path: str | Path, spec: ModelSpec, capabilities: Iterable[str]) -> Gran
     sha256 = package_sha256(path)
     with private_copy(path, sha256) as copy:
         # what the person saw must be true of the very bytes that are allowed
-        if probe(copy).needs != spec.needs:
+        if _places(probe(copy)) != _places(spec):
             raise ModelError(f"{spec.title!r} changed while you looked at it; look at it again.")
     grant = Grant(sha256, allowed, datetime.now(UTC).isoformat(timespec="seconds"), spec.title[:200])
     with _changing() as kept:
@@ -168,6 +168,10 @@ def revoke(sha256: str) -> bool:
         gone = len(left) < len(kept)
         kept[:] = left
     return gone
+
+
+def _places(spec: ModelSpec) -> set[tuple[str, str]]:
+    return {(need.capability, need.where) for need in spec.needs}
 
 
 def _check_asked(spec: ModelSpec, allowed: frozenset[str]) -> None:

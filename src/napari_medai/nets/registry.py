@@ -105,6 +105,8 @@ _PUBLIC = {f"monai.networks.nets.{name}": name for name in REVIEWED}
 _FULL = {f"{target.partition(':')[0]}.{name}": name for name, target in REVIEWED.items() if target.endswith(f":{name}")}
 # what names layers, modes and backbones; no path, address or dotted name fits
 _WORD = re.compile(r"[A-Za-z0-9_+ -]{0,64}")
+_MOST_PROBLEMS = 3
+_MOST_VALUES = 100_000
 _LARGEST = 65536
 _DEEPEST, _LONGEST = 6, 1024
 
@@ -150,20 +152,45 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def check_value(value: Any, depth: int = 0) -> list[str]:
-    """What is wrong with one plain value: only numbers, short words, and lists and mappings of them pass."""
-    if value is None or isinstance(value, bool):
-        return []
-    if isinstance(value, int | float):
-        return [] if abs(value) <= _LARGEST else [f"{value} is out of all proportion"]
-    if isinstance(value, str):
-        return [] if _WORD.fullmatch(value) else ["the text is no plain word"]
-    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, bytes)):
-        if depth > _DEEPEST or len(value) > _LONGEST:
-            return ["is nested too deeply or too long"]
-        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
-        return [problem for part in parts for problem in check_value(part, depth + 1)][:3]
-    return [f"a value of type {type(value).__name__} is not plain"]
+def check_value(value: Any, depth: int = 0, largest: float | None = None) -> list[str]:
+    """What is wrong with one plain value: only numbers, short words, and lists and mappings of them pass.
+
+    Parameters
+    ----------
+    value
+        As it stands in a package.
+    depth : int
+        How deeply it is nested already.
+    largest : float, optional
+        Largest absolute number. Default: what can be a number of channels or the like.
+    """
+    most = _LARGEST if largest is None else largest
+    todo: list[tuple[Any, int]] = [(value, depth)]
+    problems: list[str] = []
+    count = 0
+    while todo and len(problems) < _MOST_PROBLEMS:
+        item, level = todo.pop()
+        count += 1
+        if count > _MOST_VALUES:  # lists that hold one another many times are short to write
+            problems.append("has too many values")
+            break
+        if item is None or isinstance(item, bool):
+            continue
+        if isinstance(item, int | float):
+            if not abs(item) <= most:
+                problems.append(f"{item if abs(item) < 1e30 else 'a number'} is out of all proportion")
+        elif isinstance(item, str):
+            if not _WORD.fullmatch(item):
+                problems.append("the text is no plain word")
+        elif isinstance(item, Mapping) or (isinstance(item, Sequence) and not isinstance(item, bytes)):
+            if level > _DEEPEST or len(item) > _LONGEST:
+                problems.append("is nested too deeply or too long")
+                continue
+            parts = [*item, *item.values()] if isinstance(item, Mapping) else list(item)
+            todo += [(part, level + 1) for part in reversed(parts)]
+        else:
+            problems.append(f"a value of type {type(item).__name__} is not plain")
+    return problems
 
 
 def make(name: str, **arguments: Any) -> nn.Module:
