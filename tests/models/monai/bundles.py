@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def load(**more: Any) -> list[Config]:
 
 
 def compose(*transforms: Config) -> Config:
-    return {"_target_": "Compose", "transforms": list(transforms)}
+    return {"_target_": "Compose", "transforms": copy.deepcopy(list(transforms))}
 
 
 def turned(*pixdim: float) -> list[Config]:

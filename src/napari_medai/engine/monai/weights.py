@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def _tensors(content: bytes, name: str, safe: bool) -> dict[str, torch.Tensor]:
     try:
         if safe:
             return dict(safetensors.torch.load(content))
-        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch says which pickle protocols it reads less surely; what it cannot read is an error of its own
+            warnings.simplefilter("ignore", UserWarning)
+            loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(f"The weights {name} are no safetensors file: {error}.") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:

@@ -290,7 +290,7 @@ class _Evaluation:
                 return owner
             if isinstance(owner, Part):
                 return self._method(owner, node.func.attr, node)
-        raise self.refuse(f"a call of {name or 'something'}".replace("_reference_", "@").rstrip("_"))
+        raise self.refuse(f"a call of {re.sub('_reference_[0-9]+_', 'an entry', name) or 'something'}")
 
     def _range(self, node: ast.Call) -> range:
         bounds = [self.plain(item) for item in node.args]

@@ -89,7 +89,7 @@ class Resolver:
             elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
                 value = value[int(key)]
             else:
-                raise RefusedError(f"a reference to {id!r}, which is not there")
+                raise RefusedError(f"a reference to {id!r}, which is not there,")
         self._open.append(id)
         try:
             self._done[id] = self._value(value, id)
