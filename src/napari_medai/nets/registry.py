@@ -218,5 +218,5 @@ def make(name: str, **arguments: Any) -> nn.Module:
     module, _, attribute = REVIEWED[row].partition(":")
     try:
         return cast("nn.Module", getattr(import_module(module), attribute)(**given))
-    except (TypeError, ValueError, AssertionError, KeyError, IndexError, NotImplementedError) as error:
+    except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"MONAI cannot make the network {row!r} with these arguments: {error}.") from error

@@ -23,6 +23,12 @@ from napari_medai.models.spec import ModelSpec
 # Names under which training programs keep a network's tensors in a checkpoint
 _INSIDE = ("model", "state_dict", "network", "net")
 
+# What torch's restricted unpickler raises on what it refuses, and on pickles that are none
+_BROKEN: tuple[type[Exception], ...] = (
+    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+
 
 def load_into(network: nn.Module, spec: ModelSpec, folder: Path) -> list[str]:
     """Put a bundle's weights into its network; notes on what was noticed.
@@ -68,7 +74,7 @@ def _tensors(content: bytes, name: str, safe: bool) -> dict[str, torch.Tensor]:
             loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(f"The weights {name} are no safetensors file: {error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+    except _BROKEN as error:
         raise ModelError(
             f"The weights {name} were not opened: they hold more than tensors, or are damaged "
             f"({str(error).splitlines()[0][:200] if str(error) else type(error).__name__}). "
