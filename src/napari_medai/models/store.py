@@ -28,6 +28,7 @@ from napari_medai.core.errors import MedaiError, ModelError, UntrustedError
 from napari_medai.core.stage import Part, Progress
 from napari_medai.models.catalogue.entry import Entry, safe_name
 from napari_medai.models.catalogue.matching import match
+from napari_medai.models.copies import copy_package, is_unpacked, own_files
 from napari_medai.models.package import package_sha256, unpacked
 from napari_medai.models.spec import Model, ModelSpec
 
@@ -161,7 +162,10 @@ def add(
     if entry is not None and place.is_file() and len(entry.files) > 1:
         place = place.parent
     spec = _describe(place, given, entry)
-    # a description beside its weights was named, and the folder of both is the package
+    if asked := [need for need in spec.needs if need.where.endswith("#axes") and not need.capability]:
+        raise ModelError(f"{place.name!r} does not say all that is needed: {asked[0].why}")
+    only = own_files(place, spec, entry)
+    # a file was named, and the folder around it is the package
     place = spec.path if spec.path is not None and spec.path in (place, place.parent) else place
     chosen = id or (entry.id if entry else "") or _slug(spec.id or spec.title or place.stem)
     _check_id(chosen, given_id=bool(id), entry=entry)
@@ -173,7 +177,7 @@ def add(
         if move or (place != archive and is_unpacked(place)):
             shutil.move(place, target)
         else:
-            _copy(place, target, entry, Part(progress, 0.0, 0.9, "copying"))
+            copy_package(place, target, only, Part(progress, 0.0, 0.9, "copying"))
         record = Record(
             id=chosen,
             package=target.name,
@@ -361,35 +365,3 @@ def _slug(name: str, keep: bool = False) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
     plain = plain if keep else plain.lower()
     return plain[:80].rstrip(".-_") if safe_name(plain[:80].rstrip(".-_")) else "model"
-
-
-def is_unpacked(path: Path) -> bool:
-    """Whether it lies in the cache of unpacked archives, from where it may be taken."""
-    from napari_medai.models.archive import cache_folder
-
-    return path.resolve().is_relative_to(cache_folder().resolve())
-
-
-def _copy(source: Path, target: Path, entry: Entry | None, progress: Progress) -> None:
-    """Copy a file or a folder; of a folder that is an entry's, the entry's files alone. Links are not followed."""
-    from napari_medai.models.catalogue.download import copy
-
-    if source.is_file():
-        copy(source, target, progress)
-        return
-    wanted = {file.name for file in entry.files} if entry is not None and len(entry.files) > 1 else None
-    files = [f for f in sorted(source.rglob("*")) if f.is_symlink() or f.is_file()]
-    if wanted is not None:
-        files = [f for f in files if f.parent == source and f.name in wanted]
-    if links := [f for f in files if f.is_symlink()]:
-        raise ModelError(
-            f"{source.name!r} holds a link, {links[0].name!r}; a package is added with its own files only."
-        )
-    total, done = sum(f.stat().st_size for f in files) or 1, 0
-    target.mkdir()
-    for file in files:
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        size = file.stat().st_size
-        copy(file, place, Part(progress, done / total, (done + size) / total))
-        done += size
