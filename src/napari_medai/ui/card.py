@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QColor, QPalette
 from qtpy.QtWidgets import QDialog, QDialogButtonBox, QTextBrowser, QVBoxLayout, QWidget
 
 from napari_medai.models.spec import Model
@@ -22,9 +21,12 @@ class CardText(QTextBrowser):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setOpenExternalLinks(True)
-        palette = self.palette()
-        palette.setColor(QPalette.ColorRole.Link, QColor("#4b9be8"))
-        self.setPalette(palette)
+
+    def setMarkdown(self, text: str) -> None:  # noqa: N802  (Qt's name)
+        """Show Markdown."""
+        super().setMarkdown(text)
+        # Qt's Markdown writes the application's colour of links into each of them: blue, on napari's black
+        self.setHtml(self.toHtml().replace("color:#0000ff", "color:#4b9be8"))
 
 
 class CardDialog(QDialog):

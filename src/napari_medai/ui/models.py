@@ -35,7 +35,7 @@ from napari_medai.ui.working import Working
 if TYPE_CHECKING:
     import napari.viewer
 
-_COLUMNS = ("Model", "Stage", "Made for", "Size", "Licence", "State")
+_COLUMNS = ("Model", "State", "Stage", "Made for", "Size", "Licence")
 _WIDEST = 220
 _PACKAGES = "Models (*.zip *.yaml *.onnx *.pt *.pth *.ts *.pt2 *.safetensors);;All files (*)"
 
@@ -106,7 +106,7 @@ class ModelsDock(QWidget):
         self.tree.clear()
         for row in self.rows:
             if row.holds(self.search.text()):
-                texts = (row.title, row.stage, row.made_for, row.size, row.licence, STATES[row.state])
+                texts = (row.title, STATES[row.state], row.stage, row.made_for, row.size, row.licence)
                 item = QTreeWidgetItem(list(texts))
                 item.setData(0, Qt.ItemDataRole.UserRole, row.id)
                 for column, text in enumerate(texts):
