@@ -17,7 +17,7 @@ from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine.bioimageio import check_tests, reproduce_tests
 from napari_medai.engine.run import start
-from napari_medai.models import load, probe
+from napari_medai.models import describe, load, probe
 from napari_medai.stages.segment import SegmentParams
 from tests.models import fabricated as made
 
@@ -195,6 +195,27 @@ def test_several_inputs_and_outputs_give_instances(tmp_path):
     assert mask.max() == 2
     assert mask[10, 6] != mask[10, 30]
     assert (mask > 0).sum() == 20 * 30
+
+
+def test_a_person_may_say_that_pieces_are_objects(tmp_path):
+    made.box(tmp_path / "model.onnx", kernel=1)
+    made.package(
+        tmp_path,
+        [made.tensor("raw", ["gray"], {"y": STEP, "x": STEP})],
+        [made.tensor("probability", ["channel0"], made.like("raw"), data={"range": [0.0, 1.0]})],
+    )
+    image = np.full((40, 40), 0.1, np.float32)
+    image[5:15, 5:15] = image[20:30, 20:30] = 0.9
+    assert medai.segment(Volume(image, "yx"), load(probe(tmp_path)), device="cpu").labels.numpy().max() == 1
+    model = load(describe(tmp_path, kind="instances"))
+    assert medai.segment(Volume(image, "yx"), model, device="cpu").labels.numpy().max() == 2
+    restored = medai.denoise(Volume(image, "yx"), load(describe(tmp_path, stage="denoise")), device="cpu")
+    np.testing.assert_allclose(restored.image.numpy(), image)
+    assert medai.segment(Volume(image, "yx"), load(describe(tmp_path, labels="cell")), device="cpu").names == {
+        1: "cell"
+    }
+    with pytest.raises(ModelError, match="says itself its axes"):
+        describe(tmp_path, axes="bcyx")
 
 
 def test_scores_of_an_image(tmp_path):

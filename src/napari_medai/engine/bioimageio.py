@@ -144,7 +144,7 @@ def run_package(volume: Volume, run: Run, params: Any) -> Any:
     """
     details = run.spec.details
     pipeline = open_package(run)
-    grid, decode = TensorGrid.model_validate(details["grid"]), details["decode"]
+    grid, decode = TensorGrid.model_validate(details["grid"]), _how(run)
     image = volume.numpy()
     image = image if "c" in volume.axes else image[np.newaxis]
     run.progress.update(0, 1, "preparing")
@@ -342,11 +342,21 @@ def _scores(
     return SliceScores(values, np.array([0]), values[np.newaxis], np.ones(1))
 
 
+def _how(run: Run) -> dict[str, Any]:
+    """How the outputs are read: as was concluded from the package, or as a person said."""
+    decode: dict[str, Any] = run.spec.details["decode"]
+    if run.spec.stage == "denoise":
+        return {"kind": "image", "channel": 0}
+    if run.spec.gives.kind == "instances" and decode["kind"] == "threshold":
+        return decode | {"kind": "pieces"}
+    return decode
+
+
 def _read(
     finished: dict[str, Any], used: list[Tensor], letters: str, run: Run, params: Any, shape: tuple[int, ...]
 ) -> NDArray[Any]:
     """What the stage wants, out of the finished maps."""
-    decode = run.spec.details["decode"]
+    decode = _how(run)
     if decode["kind"] == "instances":
         # an operator that makes objects adds a tensor of labels to the sample
         added = [tensor for id, tensor in finished.items() if id != used[0].id]

@@ -38,6 +38,7 @@ def decode_maps(
         ``kind`` and the numbers of the channels:
 
         - ``"threshold"``: ``channel`` at or above the threshold is label 1.
+        - ``"pieces"``: the connected pieces of that are instances.
         - ``"argmax"``: the largest channel wins; labels count the channels without ``background`` from 1. With no
           background, what no channel reaches the threshold in is 0.
         - ``"boundary"``: pieces of ``foreground`` without ``boundary`` grow to the boundary (watershed): instances.
@@ -67,9 +68,12 @@ def decode_maps(
         raise ModelError(f"The network gave {len(maps)} channels; its description names channel {max(named)}.")
     if kind in ("labels", "instances"):
         return _without_small(np.rint(maps[0]).astype(np.int32), min_size)
-    if kind == "threshold":
-        chosen = _probabilities(maps[how["channel"]], note)
-        return _without_small((chosen >= level).astype(np.int32), min_size)
+    if kind in ("threshold", "pieces"):
+        mask = (_probabilities(maps[how["channel"]], note) >= level).astype(np.int32)
+        if kind == "threshold":
+            return _without_small(mask, min_size)
+        kept = _without_small(mask, min_size or SMALLEST_OBJECT)
+        return np.asarray(label(kept, connectivity=1), dtype=np.int32)
     if kind == "argmax":
         return _without_small(_largest(maps, how, level, note), min_size)
     if kind == "boundary":

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
 
 from napari_medai.core.errors import ModelError
 from napari_medai.core.volume import Volume
-from napari_medai.engine.decode import SMALLEST_OBJECT, decode_maps
+from napari_medai.engine.decode import decode_maps
 from napari_medai.engine.passes import over_image
 from napari_medai.engine.prepare import Prepared, prepare
 from napari_medai.engine.resample import resample
@@ -210,11 +209,8 @@ def _labels(maps: NDArray[np.float32], done: bool, prepared: Prepared, run: Run,
         if len(maps) == 2:
             how = {"kind": "boundary", "foreground": 0, "boundary": 1}
             return decode_maps(maps, how, threshold=level, min_size=smallest, note=run.note)
-        mask = decode_maps(maps, {"kind": "threshold", "channel": 0}, threshold=level, note=run.note)
-        pieces = label(mask, connectivity=1)
-        small = np.bincount(pieces.ravel()) < (smallest or SMALLEST_OBJECT)
-        kept = label(np.where(small[pieces], 0, pieces) > 0, connectivity=1)
-        return np.asarray(kept, dtype=np.int32)
+        how = {"kind": "pieces", "channel": 0}
+        return decode_maps(maps, how, threshold=level, min_size=smallest, note=run.note)
     if len(maps) == 1:
         how = {"kind": "threshold", "channel": 0}
     elif named == len(maps) and spec.options.get("activation") != "softmax":

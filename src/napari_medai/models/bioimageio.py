@@ -23,7 +23,7 @@ from napari_medai.models.bioimageio_meaning import meaning, modality
 from napari_medai.models.bioimageio_tensors import Tensor, read_inputs, read_outputs
 from napari_medai.models.inside import file_inside
 from napari_medai.models.onnx_file import read_onnx
-from napari_medai.models.spec import Accepts, ModelSpec, Need, Prepare, Tiling
+from napari_medai.models.spec import Accepts, Gives, ModelSpec, Need, Prepare, Tiling
 
 NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
 # Descriptions are a few kilobytes
@@ -87,6 +87,45 @@ def probe(path: Path) -> ModelSpec:
     if not inputs or not outputs:
         raise ModelError(f"{file.name}: at least one input and one output are needed.")
     return _spec(file, content, new, inputs, outputs)
+
+
+def describe(path: Path, **answers: Any) -> ModelSpec:
+    """A package with what a person knows better than its tags and names say.
+
+    Parameters
+    ----------
+    path : Path
+        The package.
+    **answers
+        ``stage``: ``"denoise"`` if its first output is an image; ``kind``: ``"instances"`` if each piece of a
+        probability map is an object; ``labels``: names of the labels.
+
+    Raises
+    ------
+    ModelError
+        As `probe`, or an answer is none of these or does not fit.
+    """
+    spec = probe(path)
+    wrong = sorted(set(answers) - {"stage", "kind", "labels"})
+    if wrong:
+        raise ModelError(f"{spec.title!r} says itself its {', '.join(wrong)}; stage, kind and labels can be answered.")
+    stage, kind = str(answers.get("stage") or spec.stage), str(answers.get("kind") or spec.gives.kind)
+    names = answers.get("labels") or ()
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else [str(name) for name in names]
+    if stage != spec.stage and (stage != "denoise" or spec.stage != "segment"):
+        raise ModelError(f"{spec.title!r} is for the stage {spec.stage!r} and cannot be run as {stage!r}.")
+    if stage == "denoise":
+        return spec.model_copy(update={"stage": stage, "gives": Gives(kind="image")})
+    if kind != spec.gives.kind and (kind != "instances" or spec.details["decode"].get("kind") != "threshold"):
+        raise ModelError(f"{spec.title!r} gives {spec.gives.kind}, which cannot be made into {kind}.")
+    labels = spec.gives.labels
+    if names:
+        if len(names) != len(labels):
+            raise ModelError(f"{spec.title!r} has {len(labels)} labels; {len(names)} names were given.")
+        labels = tuple(label.model_copy(update={"name": name}) for label, name in zip(labels, names, strict=True))
+    if kind == "instances":
+        labels = ()
+    return spec.model_copy(update={"gives": spec.gives.model_copy(update={"kind": kind, "labels": labels})})
 
 
 def _spec(file: Path, content: dict[str, Any], new: bool, inputs: list[Tensor], outputs: list[Tensor]) -> ModelSpec:
