@@ -34,6 +34,8 @@ _EXPORTED = {"onnx": "napari_medai.models.onnx", "program": "napari_medai.models
 _STAGES = ("denoise", "segment", "classify", "detect")
 
 MOST_BYTES = 2**20
+# Reading more takes seconds
+MOST_VALUES = 10_000
 DEEPEST = 24
 # Weights up to this size are hashed when a package is looked at; larger ones when they are read
 MOST_HASHED = 2**28
@@ -141,7 +143,9 @@ def parse_yaml(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path.name} is not text in UTF-8 (byte {error.start}).") from error
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if count > MOST_VALUES:
+                raise ModelError(f"{path.name} has more than {MOST_VALUES} values; a description has a few hundred.")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             # aliases can make a few lines as large as memory, deep nesting ends the interpreter
             if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:

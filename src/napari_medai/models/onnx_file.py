@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from napari_medai.core.errors import DependencyError, ModelError
+from napari_medai.models.sizes import LARGEST
 
 INSTALL = 'pip install "napari-medai[onnx]"'
 # A protobuf message cannot be larger
@@ -125,9 +126,17 @@ def read_onnx(path: Path, content: bytes | None = None) -> OnnxFile:
             file = path.parent / location
             external[location] = _hash(file) if file.stat().st_size <= MOST_HASHED else ""
     initial = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_port(value) for value in model.graph.input if value.name not in initial)
+    outputs = tuple(_port(value) for value in model.graph.output)
+    refused += [
+        (f"graph.{port.name}", f"a size of {size} along an axis, which no image has")
+        for port in (*inputs, *outputs)
+        for size in port.shape
+        if not 0 <= size <= LARGEST
+    ]
     return OnnxFile(
-        tuple(_port(value) for value in model.graph.input if value.name not in initial),
-        tuple(_port(value) for value in model.graph.output),
+        inputs,
+        outputs,
         max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=0),
         hashlib.sha256(content).hexdigest(),
         external,
@@ -241,6 +250,8 @@ def _external(tensor: Any, folder: Path) -> tuple[str, str]:
             return "", f"external data at {location!r}, which is a link"
     if not file.is_file():
         return "", f"external data at {location!r}, which is not there"
+    if file.stat().st_nlink > 1:  # onnx itself refuses it too: the other name may be anywhere
+        return "", f"external data at {location!r}, which has a second name (a hard link); copy it instead"
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
     except ValueError:
@@ -267,7 +278,8 @@ def _port(value: Any) -> Port:
     dims = tensor.shape.dim
     return Port(
         value.name,
-        tuple(int(dim.dim_value) for dim in dims),
+        # some exporters write -1 for any size
+        tuple(0 if dim.dim_value == -1 else int(dim.dim_value) for dim in dims),
         tuple(dim.dim_param for dim in dims),
         dtypes.get(tensor.elem_type, "other"),
     )
