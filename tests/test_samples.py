@@ -45,3 +45,14 @@ def test_other_bytes_are_refused_and_nothing_stays(tmp_path) -> None:
     with pytest.raises(SampleError, match="was expected"):
         store(b"other", tmp_path / "x.tif", "0" * 64)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_as_mirror(tmp_path, monkeypatch) -> None:
+    whole = sample_path("ihc").read_bytes()
+    monkeypatch.setenv("MEDAI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDAI_MIRROR", str(tmp_path / "mirror"))
+    with pytest.raises(SampleError, match="The mirror has no samples/ihc.png"):
+        sample_path("ihc")
+    (tmp_path / "mirror" / "samples").mkdir(parents=True)
+    (tmp_path / "mirror" / "samples" / "ihc.png").write_bytes(whole)
+    assert sample_path("ihc").read_bytes() == whole

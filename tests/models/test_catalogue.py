@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from napari_medai.core.errors import DownloadError, ModelError, ModelNotFoundError
 from napari_medai.models import SOURCES, load_model
 from napari_medai.models.catalogue import FILE, Entry, entries, fetch, find_entry, hint, known_files, read, readable
+from napari_medai.models.catalogue.matching import match
 from napari_medai.stages import STAGES
 
 
@@ -65,7 +66,33 @@ def test_brainchops_hashes_are_those_of_the_files() -> None:
             assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
 
 
-def test_what_nobody_ran_is_unverified() -> None:
+@pytest.mark.parametrize("id", ["brainchop-gwm", "brainchop-18", "brainchop-50", "brainchop-104"])
+def test_the_files_of_the_samples_are_those_that_would_be_downloaded(
+    id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror made of them gives a model that can be run; a folder of them is known for what it is."""
+    samples = os.environ.get("MEDAI_MODELS_DIR")
+    if not samples:
+        pytest.skip("MEDAI_MODELS_DIR does not name the folder of sample models")
+    monkeypatch.setenv("MEDAI_MODELS", str(tmp_path / "store"))
+    monkeypatch.setenv("MEDAI_MIRROR", str(tmp_path / "mirror"))
+    entry = find_entry(id)
+    assert entry is not None
+    folder = Path(samples) / "brainchop" / entry.files[0].urls[0].split("/")[-2]
+    assert match(folder) == entry
+    assert match(folder / "model.pth") == entry
+    place = tmp_path / "mirror" / "models" / id
+    place.mkdir(parents=True)
+    for file in entry.files:
+        (place / file.name).write_bytes((folder / file.name).read_bytes())
+    item = fetch(id)
+    assert item.problem == ""
+    assert item.model is not None
+    assert item.model.spec.safety == entry.safety
+    assert load_model(id).spec.licence == "MIT"
+
+
+def test_what_was_not_had_has_no_sha256() -> None:
     """Only what was had where the catalogue was made has a sha256 and a size; the rest is its publisher's word."""
     for entry in entries():
         if entry.source in ("monai", "nnunet"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_medai.core.errors import DownloadError
+from napari_medai.core.errors import DownloadError, ModelError
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.models.catalogue import download, fetching
 from napari_medai.models.catalogue.download import Resuming
@@ -19,6 +21,17 @@ from napari_medai.models.catalogue.entry import Entry, File
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 CHUNK = download.CHUNK_BYTES
+DESCRIPTION = """\
+id: anything
+title: A denoiser
+summary: For tests.
+stage: denoise
+accepts:
+  ndim: [2]
+gives:
+  kind: image
+runner: self
+"""
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -341,3 +354,47 @@ def test_an_encrypted_address_does_not_lead_out_of_it_without_a_hash(tmp_path: P
     assert "If-Range" not in known._headers("https://b/x")
     assert known._headers("https://b/x")["Range"] == "bytes=3-"
     assert "Range" not in Resuming(part, Progress(), hashed=False)._headers("https://b/x")
+
+
+def test_from_an_entry_to_a_model(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ZIP archive, and several files: both end in the store, and nothing is left of the download."""
+    monkeypatch.setenv("MEDAI_MODELS", str(tmp_path / "store"))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("demo/medai-model.yaml", DESCRIPTION)
+        out.writestr("demo/card.md", "# Demo\n")
+    server.files["/demo.zip"] = archive.getvalue()
+    one = file(server, "demo.zip", len(archive.getvalue()), hashlib.sha256(archive.getvalue()).hexdigest())
+    watch = Watch()
+    item = fetching.fetch_entry(entry(one), watch)
+    assert item.model is not None
+    assert item.id == "demo"
+    assert (item.package / "card.md").read_text() == "# Demo\n"
+    assert watch.seen[-1] == 1.0
+    assert list((tmp_path / "store" / ".downloads").iterdir()) == []
+    asked = len(server.asked)
+    assert fetching.fetch_entry(entry(one), Progress()) == item  # it is here already
+    assert len(server.asked) == asked
+
+    server.files |= {"/medai-model.yaml": DESCRIPTION.encode(), "/card.md": b"# Two\n"}
+    parts = [
+        file(server, name[1:], len(c), hashlib.sha256(c).hexdigest()) for name, c in list(server.files.items())[-2:]
+    ]
+    two = entry(*parts).model_copy(update={"id": "two"})
+    server.cuts = [len(DESCRIPTION.encode()), 0, 0, 0, 0, 0, 0]  # the first file arrives, the second does not
+    with pytest.raises(DownloadError, match="did not arrive whole"):
+        fetching.fetch_entry(two, Progress())
+    server.cuts, server.asked = [], []
+    item = fetching.fetch_entry(two, Progress())
+    assert item.model is not None
+    assert sorted(p.name for p in item.package.iterdir()) == ["card.md", "medai-model.yaml"]
+    assert [path for path, _ in server.asked] == ["/card.md"]  # what had arrived whole was not asked for again
+
+
+def test_what_arrives_and_is_no_model_is_kept_for_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDAI_MODELS", str(tmp_path / "store"))
+    with pytest.raises(ModelError, match="no model package"):
+        fetching.fetch_entry(entry(file(server)), Progress())
+    assert (tmp_path / "store" / ".downloads" / "demo" / "model.bin").read_bytes() == CONTENT

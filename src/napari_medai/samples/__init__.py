@@ -12,6 +12,7 @@ import pooch
 
 from napari_medai.core.errors import SampleError
 from napari_medai.core.volume import Volume
+from napari_medai.models.catalogue.fetching import mirrored
 from napari_medai.samples.fetch import download_package, member, store
 from napari_medai.samples.packages import cache_folder
 
@@ -156,7 +157,13 @@ def sample_path(name: str, download: Callable[[str, str], None] | None = None) -
         target = Path(registry.path) / file
         if target.is_file() and pooch.file_hash(str(target)) == registry.registry[file]:
             continue
-        if os.environ.get("MEDAI_MIRROR"):
+        mirror = mirrored("samples", *file.split("/"))
+        if isinstance(mirror, Path):
+            if not mirror.is_file():
+                raise SampleError(f"The mirror has no samples/{file}; put it there, or unset MEDAI_MIRROR.")
+            store(mirror.read_bytes(), target, registry.registry[file])
+            continue
+        if mirror is not None:
             registry.fetch(file)
             continue
         inside = f"{entry.member}/{file.removeprefix(folder + '/')}" if folder else entry.member

@@ -85,18 +85,24 @@ def bring(entry: Entry, file: File, folder: Path, progress: Progress) -> Path:
 
 
 def addresses(entry: Entry, file: File) -> list[str | Path]:
-    """Where a file is looked for: in the mirror alone if there is one, else at its publisher's.
+    """Where a file is looked for: in the mirror alone if there is one, else at its publisher's."""
+    place = mirrored("models", entry.id, file.name)
+    return list(file.urls) if place is None else [place]
 
-    A mirror holds ``models/ENTRY/FILE``. It is an address (https, http) or a folder.
+
+def mirrored(*parts: str) -> str | Path | None:
+    """Where something is in the mirror that ``MEDAI_MIRROR`` names, an address or a folder; none if there is no mirror.
+
+    A mirror holds ``models/ENTRY/FILE`` and ``samples/FILE``.
     """
     mirror = os.environ.get("MEDAI_MIRROR", "")
     if not mirror:
-        return list(file.urls)
-    parts = urlsplit(mirror)
-    if parts.scheme in ("http", "https"):
-        return [f"{mirror.rstrip('/')}/models/{quote(entry.id)}/{quote(file.name)}"]
-    root = Path(url2pathname(parts.path)) if parts.scheme == "file" else Path(mirror).expanduser()
-    return [root / "models" / entry.id / file.name]
+        return None
+    split = urlsplit(mirror)
+    if split.scheme in ("http", "https"):
+        return "/".join([mirror.rstrip("/"), *map(quote, parts)])
+    root = Path(url2pathname(split.path)) if split.scheme == "file" else Path(mirror).expanduser()
+    return root.joinpath(*parts)
 
 
 def _from_web(url: str, target: Path, file: File, progress: Progress) -> None:
