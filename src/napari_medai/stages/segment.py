@@ -33,6 +33,12 @@ class SegmentParams(Params):
         low=0,
         high=10**9,
     )
+    mirror: bool = param(
+        True,
+        "Mirrored images",
+        "Average over mirrored images where the model was trained for it (nnU-Net): 2 to 8 times as long.",
+        advanced=True,
+    )
 
 
 def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress) -> Mask:

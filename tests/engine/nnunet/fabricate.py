@@ -343,3 +343,21 @@ def save(path: Path, state: Mapping[str, torch.Tensor], made: Made, name: str, o
                 assert b"numpy._core.multiarray\n" in raw
                 raw = raw.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
             new.writestr(entry.filename, raw)
+
+
+def main(folder: str) -> None:
+    """Lay a small cascade of two folds and a scan for it into a new folder, to try things on."""
+    import nibabel
+
+    root = Path(folder)
+    made = Made(configurations=("3d_lowres", "3d_fullres", "3d_cascade_fullres"), folds=("0", "1"), mirroring=(2,))
+    torch.set_num_threads(1)
+    make(root, made)
+    pixels, _ = phantom(seed=3)
+    nibabel.save(nibabel.Nifti1Image(pixels[0].T, np.diag([1.5, 1.5, 1.5, 1.0])), root / "scan.nii.gz")
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1])

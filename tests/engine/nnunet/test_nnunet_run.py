@@ -77,6 +77,8 @@ def test_folds_and_mirroring_are_options(trained: Path) -> None:
     assert (one.provenance.tiles, both.provenance.tiles) == (8, 16)
     assert (one.labels.numpy() != both.labels.numpy()).any()
     assert any("mirroring was switched off" in note for note in one.provenance.notes)
+    off = medai.segment(volume, load(nnunet.describe(trained, folds="1", step=1.0)), mirror=False)
+    np.testing.assert_array_equal(off.labels.numpy(), one.labels.numpy())
     with pytest.raises(ModelError, match=r"'7' were asked for; 3d_fullres has 0, 1"):
         medai.segment(volume, load(nnunet.describe(trained, folds="7")))
     with pytest.raises(ModelError, match="step"):

@@ -37,7 +37,7 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
         (whether images are mirrored as the checkpoint allows: 2 to 8 times as long, as nnU-Net's default),
         ``step`` (of the tiles, as a share of their edge), ``orientation`` ("RAS"; empty: as the file stores it).
     params : Params
-        ``threshold`` is the probability of a region; 0 takes 0.5.
+        ``threshold`` is the probability of a region; 0 takes 0.5. ``mirror`` switches mirroring off.
 
     Returns
     -------
@@ -82,8 +82,13 @@ def _tell(volume: Volume, run: Run, params: Params) -> None:
     for name in ("min_size", "diameter"):
         if getattr(params, name, 0):
             run.note(f"{name} is of no effect for this model")
-    if run.spec.options.get("mirroring", True) is False:
+    if not _mirrors(run):
         run.note("mirroring was switched off")
+
+
+def _mirrors(run: Run) -> bool:
+    """Whether mirrored images are looked at too: unless the model's options or the person say otherwise."""
+    return run.spec.options.get("mirroring", True) is not False and bool(getattr(run.params, "mirror", True))
 
 
 def _run_stage(
@@ -182,7 +187,7 @@ def _logits(
         fold = run.load(partial(_fold, path, plan, labels.heads, inputs))
         keep_on = keep_on if run.device.type != "cpu" else run.device
         assert isinstance(fold, Fold)
-        axes = fold.mirroring if run.spec.options.get("mirroring", True) is not False else ()
+        axes = fold.mirroring if _mirrors(run) else ()
         try:
             with torch.inference_mode(), _autocast(run):
                 logits = slide(
