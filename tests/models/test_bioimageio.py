@@ -24,7 +24,7 @@ def network(tmp_path):
 
 def simple(folder, **more):
     inputs = [made.tensor("raw", ["gray"], {"y": STEP, "x": STEP}, **more.pop("input", {}))]
-    outputs = [made.tensor("probability", ["channel0"], made.like("raw"), halo=4, **more.pop("output", {}))]
+    outputs = [made.tensor("probability", ["channel0"], made.like("raw"), halo=4) | more.pop("output", {})]
     return made.package(folder, more.pop("inputs", inputs), outputs, **more)
 
 
@@ -102,6 +102,23 @@ def test_affinities_are_refused_in_words(network):
     assert any("affinities" in why for _, why in refused(network))
     with pytest.raises(ModelError, match="cannot be run here"):
         load(probe(network))
+
+
+def test_rays_without_the_operator_that_reads_them_are_refused(network):
+    ((where, why),) = refused(simple(network, tags=["stardist", "instance segmentation"]))
+    assert where == "rdf.yaml#outputs"
+    assert "the rays of StarDist" in why
+
+
+def test_tensors_without_a_name_have_the_names_of_the_format(network):
+    """``input`` and ``output``: the voxels of the output are twice as large, it has half as many."""
+    before = made.tensor("input", ["gray"], {"y": STEP, "x": STEP})
+    after = made.tensor("output", ["gray"], {})
+    after["axes"] += [made.space(a, size, scale=2.0) for a, size in made.like("input").items()]
+    for tensor in (before, after):
+        del tensor["id"]
+    made.package(network, [before], [after])
+    assert probe(network).details["grid"]["outputs"] == {"output": {"scale": [0.5, 0.5], "offset": [0, 0]}}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,7 @@ def test_descriptions_that_would_fill_the_memory_are_refused(network):
     [
         ({"format_version": "0.9.0"}, "0.4 and 0.5 are opened"),
         ({"type": "dataset"}, "0.4 and 0.5 are opened"),
+        ({"output": {"id": "raw"}}, "two inputs or outputs have one name"),
         ({"inputs": []}, "at least one input and one output"),
         ({"inputs": [{"id": "raw", "axes": [made.space("q", 3)]}]}, "space axis called 'q'"),
         ({"inputs": [{"id": "raw", "axes": [made.space("x", -3)]}]}, r"inputs\.0\.axes\.0\.size: -3"),

@@ -86,6 +86,8 @@ def probe(path: Path) -> ModelSpec:
     outputs = read_outputs(content, new, inputs)
     if not inputs or not outputs:
         raise ModelError(f"{file.name}: at least one input and one output are needed.")
+    if len({tensor.id for tensor in (*inputs, *outputs)}) < len(inputs) + len(outputs):
+        raise ModelError(f"{file.name}: two inputs or outputs have one name.")
     return _spec(file, content, new, inputs, outputs)
 
 
@@ -351,7 +353,9 @@ def _load(file: Path) -> dict[str, Any]:
             )
         text = file.read_text(encoding="utf-8")
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if count > MOST_VALUES:  # reading more takes seconds
+                raise ModelError(f"{file.name} has more than {MOST_VALUES} values; a description has a few hundred.")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise ModelError(f"{file.name}, line {event.start_mark.line + 1}: nested too deeply.")

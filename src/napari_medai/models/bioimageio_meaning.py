@@ -86,6 +86,9 @@ def meaning(tags: Sequence[str], outputs: Sequence[Tensor]) -> Meaning:
     operations = {operation for tensor in maps for operation in tensor.operations}
     if operations & {"stardist_postprocessing", "cellpose_flow_dynamics"}:
         return Meaning("segment", Gives(kind="instances"), {"kind": "instances"}, (maps[0].id,))
+    if "stardist" in words or "cellpose" in words:
+        why = "the rays of StarDist and the flows of Cellpose become objects only by an operator that the package names"
+        return Meaning("segment", Gives(kind="instances"), {}, tuple(tensor.id for tensor in maps), why)
     if any(word in words for word in (*_RESTORES, *_TRANSLATES)) and "segmentation" not in words:
         return Meaning("denoise", Gives(kind="image"), {"kind": "image", "channel": 0}, (maps[0].id,))
     whole = next((tensor for tensor in maps if _is_labels(tensor)), None)

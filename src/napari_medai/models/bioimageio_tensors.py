@@ -223,10 +223,10 @@ def _input_05(item: dict[str, Any], where: str) -> Tensor:
 
 def _output_05(item: dict[str, Any], where: str, content: dict[str, Any]) -> Tensor:
     scales = {}
-    tensors = [*_mappings(content.get("inputs"), "inputs"), *_mappings(content.get("outputs"), "outputs")]
-    for n, tensor in enumerate(tensors):
-        for axis in _mappings(tensor.get("axes"), f"tensor {n}.axes"):
-            scales[str(tensor.get("id", "input")), _id_05(axis)] = _positive(axis.get("scale", 1.0), f"{where}.axes")
+    for side in ("input", "output"):
+        for n, tensor in enumerate(_mappings(content.get(f"{side}s"), f"{side}s")):
+            for axis in _mappings(tensor.get("axes"), f"{side}s.{n}.axes"):
+                scales[str(tensor.get("id", side)), _id_05(axis)] = _positive(axis.get("scale", 1.0), f"{where}.axes")
     axes = [
         _axis_05(axis, f"{where}.axes.{n}", scales)
         for n, axis in enumerate(_mappings(item.get("axes"), f"{where}.axes"))
