@@ -27,7 +27,7 @@ _UNET = (
 )
 _DENSE = "spatial_dims in_channels out_channels init_features growth_rate block_config bn_size act norm dropout_prob"
 _RESNET = (
-    "block_inplanes spatial_dims n_input_channels conv1_t_size conv1_t_stride no_max_pool shortcut_type widen_factor "
+    "spatial_dims n_input_channels conv1_t_size conv1_t_stride no_max_pool shortcut_type widen_factor "
     "num_classes feed_forward bias_downsample act norm"
 )
 _SENET = "spatial_dims in_channels num_classes layers groups reduction dropout_prob dropout_dim inplanes"
@@ -68,7 +68,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (_NETS + "regressor", "Regressor",
      "in_shape out_shape channels strides kernel_size num_res_units act norm dropout bias"),
     *((_NETS + "resnet", f"resnet{n}", f"{_RESNET} pretrained progress") for n in (10, 18, 34, 50, 101, 152, 200)),
-    (_NETS + "resnet", "ResNet", f"block layers {_RESNET}"),
+    (_NETS + "resnet", "ResNet", f"block layers block_inplanes {_RESNET}"),
     *((_NETS + "senet", f"{name} {name.replace('Net', 'Next') if 'X' in name else ''}", f"{_SENET} pretrained progress")
       for name in ("SENet154", "SEResNet50", "SEResNet101", "SEResNet152", "SEResNext50", "SEResNext101")),
     (_NETS + "segresnet", "SegResNet", f"{_SEG} dropout_prob norm_name num_groups use_conv_final upsample_mode"),
