@@ -141,7 +141,7 @@ class PlansReader:
         seen: list[str] = []
         while name:
             if name in seen:
-                raise self._wrong(("configurations", name, "inherits_from"), "a circle")
+                raise self._wrong(("configurations", name, "inherits_from"), "a circle", "one that ends")
             seen.append(name)
             found = known.get(name)
             if not isinstance(found, dict):
@@ -377,7 +377,7 @@ class PlansReader:
     def _path(self, path: Sequence[str]) -> str:
         return f"{self.where}#{'::'.join(path)}"
 
-    def _wrong(self, path: Sequence[str], found: str, expected: str = "a smaller or a proper one") -> ModelError:
+    def _wrong(self, path: Sequence[str], found: str, expected: str = "a sensible value") -> ModelError:
         return ModelError(f"{self._path(path)}: {found} was found, {expected} is needed.")
 
     def _need(self, path: Sequence[str], found: object, known: Sequence[str], what: str = "name") -> None:

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_medai.core.errors import InputError, ModelError
+from napari_medai.core.errors import DeviceError, InputError, ModelError
 from napari_medai.core.geometry import from_ras, scaling
 from napari_medai.core.volume import Volume
 from napari_medai.engine.nnunet.prepare import bounding_box, nonzero, normalise, prepare, put_back, read
@@ -153,6 +153,12 @@ def test_an_image_without_a_voxel_at_the_models_spacing_is_refused() -> None:
     coarse = plan(spacing=(50.0, 50.0, 50.0))
     with pytest.raises(InputError, match="no voxel along an axis"):
         prepare(read(scan(np.ones((9, 9, 9))), "SimpleITKIO"), coarse, LABELS, None, lambda: None)
+
+
+def test_a_spacing_that_no_memory_holds_is_refused_at_once() -> None:
+    fine = plan(spacing=(1e-5, 1e-5, 1e-5))
+    with pytest.raises(DeviceError, match="900000 x 900000 x 900000 voxels"):
+        prepare(read(scan(np.ones((9, 9, 9))), "SimpleITKIO"), fine, LABELS, None, lambda: None)
 
 
 def test_more_than_254_labels_need_sixteen_bits() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
-from napari_medai.core.errors import InputError, ModelError
+from napari_medai.core.errors import DeviceError, InputError, ModelError
 from napari_medai.core.geometry import Reorientation, canonical_reorientation, orientation_code
 from napari_medai.core.volume import Volume
+from napari_medai.engine.device import free_memory_mb
 from napari_medai.engine.nnunet.resampling import new_shape, resample
 from napari_medai.engine.prepare import turn
 from napari_medai.models.nnunet_labels import LabelSet
@@ -156,6 +158,15 @@ def prepare(
         raise InputError(
             f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has no voxel along an "
             "axis; it is too small, or its spacing is wrong."
+        )
+    inputs = len(plan.channels) + (len(labels.foreground) if previous is not None else 0)
+    # the image, the sums of the output in half precision, and one channel in double precision
+    needed = prod(shape) * (4 * inputs + 2 * labels.heads + 8) / 2**20
+    if needed > free_memory_mb(torch.device("cpu")):
+        raise DeviceError(
+            f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has "
+            f"{' x '.join(map(str, shape))} voxels; with {labels.heads} channels of output they need {needed:,.0f} "
+            "MiB, which are not free. Close other programs, cut the image, or take a configuration of larger voxels."
         )
     seen = None
     if previous is not None:
