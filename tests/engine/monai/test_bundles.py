@@ -255,3 +255,12 @@ def test_functions_of_a_tensor(source: str, given: Any, expected: Any) -> None:
 def test_other_functions_are_refused(source: str) -> None:
     with pytest.raises(ModelError, match="not in the list of reviewed operations"):
         function(source)
+
+
+def test_a_reader_where_none_belongs_is_refused(tmp_path: Path) -> None:
+    config = spleen()
+    config["postprocessing"]["transforms"][1]["transform"] = {"_target_": "LoadImaged", "keys": "image"}
+    path = write(tmp_path, "spleen") / "configs" / "inference.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="where nothing is read or written"):
+        segment.run(scan(), load(probe(path.parent.parent)), CPU, Told())

@@ -73,7 +73,9 @@ class Builder:
         return value
 
     def _new(self, part: Part) -> Any:
-        row = reviewed.ROWS[part.name]
+        row = reviewed.ROWS.get(part.name)
+        if row is None:
+            raise ModelError(f"{part.name} stands at {part.where} of the bundle, where nothing is read or written.")
         given = {key: self.value(value, key) for key, value in part.arguments.items()}
         if "progress" in given:
             given["progress"] = False  # the run has its own

@@ -100,7 +100,7 @@ def _unknown_results(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[Need]
     for name, output in outputs.items():
         if output.get("format") == "points":
             where = f"configs/metadata.json#network_data_format::outputs::{name}::format"
-            yield Need(where=where, why="Its result are points, for which there is no stage.")
+            yield Need(where=where, why="What it gives are points, for which there is no stage.")
 
 
 def _accepts(plan: Plan | None, image: Mapping[str, Any]) -> Accepts:
