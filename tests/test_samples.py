@@ -51,7 +51,7 @@ def test_a_folder_as_mirror(tmp_path, monkeypatch) -> None:
     whole = sample_path("ihc").read_bytes()
     monkeypatch.setenv("MEDAI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDAI_MIRROR", str(tmp_path / "mirror"))
-    with pytest.raises(SampleError, match="The mirror has no samples/ihc.png"):
+    with pytest.raises(SampleError, match=r"The mirror has no samples/ihc\.png"):
         sample_path("ihc")
     (tmp_path / "mirror" / "samples").mkdir(parents=True)
     (tmp_path / "mirror" / "samples" / "ihc.png").write_bytes(whole)

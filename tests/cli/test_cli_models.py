@@ -270,6 +270,52 @@ def test_a_program_is_added_and_waits_for_its_owner(medai: Medai, tmp_path: Path
     assert not marker.exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_permission_from_being_given_to_being_taken_back(
+    medai: Medai, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from napari_medai.models import trust
+
+    monkeypatch.setattr(trust, "store_path", lambda: tmp_path / "account" / "trust.json")
+    source = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Sigmoid()).save(str(source))
+    added = medai("add", source, "--id", "script", "--axes", "bcyx", "--labels", "cell", "--json")
+    assert added.returncode == 0, added.stderr
+    row = json.loads(added.stdout)
+    assert (row["state"], row["safety"]) == ("asks", "code")
+    assert "medai models trust script --allow torchscript" in row["problem"]  # its id here, not a file elsewhere
+
+    nobody = medai("trust", "script", "--allow", "torchscript")
+    assert nobody.returncode == 1
+    assert "nobody is there to be asked" in nobody.stderr
+    assert json.loads(medai("trust", "--list", "--json").stdout) == []
+
+    given = medai("trust", "script", "--allow", "torchscript", "--yes", "--json")
+    assert given.returncode == 0, given.stderr
+    assert "it can read and write files" in given.stderr
+    sha256 = row["package_sha256"]
+    assert json.loads(given.stdout)["sha256"] == sha256
+    (grant,) = json.loads(medai("trust", "--list", "--json").stdout)
+    assert (grant["sha256"], grant["capabilities"]) == (sha256, ["torchscript"])
+    states = {r["id"]: r["state"] for r in json.loads(medai("list", "--json").stdout)}
+    assert states["script"] == "ready"
+
+    copy = next((tmp_path / "store" / "script").glob("*.pt"))
+    whole = copy.read_bytes()
+    copy.write_bytes(whole + b"!")
+    states = {r["id"]: r["state"] for r in json.loads(medai("list", "--json").stdout)}
+    assert states["script"] != "ready"  # one changed byte ends it
+    copy.write_bytes(whole)
+
+    assert medai("trust", "--revoke", "script").returncode == 0
+    assert json.loads(medai("trust", "--list", "--json").stdout) == []
+    assert medai("trust", "--revoke", "script").returncode == 1
+    states = {r["id"]: r["state"] for r in json.loads(medai("list", "--json").stdout)}
+    assert states["script"] == "asks"
+
+
 def test_a_stage_takes_a_path_as_model(tmp_path: Path) -> None:
     import numpy as np
     import tifffile

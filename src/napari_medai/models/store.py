@@ -312,7 +312,9 @@ def _look(place: Path) -> Added:
     try:
         model = load(spec, _grant(spec, record.sha256))
     except ModelError as error:
-        return replace(item, problem=str(error))
+        # here it has an id, wherever its files lie
+        said = str(error).replace(f"medai models trust {package.name} ", f"medai models trust {place.name} ")
+        return replace(item, problem=said)
     return replace(item, model=model.model_copy(update={"source": f"added: {spec.source}"}))
 
 
