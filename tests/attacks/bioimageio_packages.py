@@ -56,7 +56,7 @@ def _write(path: Path, name: str, content: bytes | str) -> dict[str, str]:
     return {"source": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-@attack("bioimageio/architecture/file", refused=True, proof="bioimageio")
+@attack("bioimageio/architecture/file", refused=True, proof="bioimageio_core")
 def architecture(place: Path, marker: Path) -> Path:
     path = folder(place)
     net = _write(path, "net.py", _NET.replace("MARKER_TEXT", repr(str(marker))))

@@ -156,7 +156,9 @@ table(
         "as the mode of a transform": step({"_target_": "Spacingd", "keys": "image", "pixdim": 1, "mode": _RUN}),
     },
 )
-attack("monai/target/run_cmd in a transform", proof="monai")(lambda place, marker: changed(place, marker, step(_RUN)))
+attack("monai/target/run_cmd in a transform", proof="monai_bundle")(
+    lambda place, marker: changed(place, marker, step(_RUN))
+)
 table(
     "monai/keyword",
     changed,

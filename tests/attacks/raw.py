@@ -17,7 +17,7 @@ def torch_load(path: Path) -> None:
     torch.load(path / "models" / "model.pt", weights_only=False)
 
 
-def monai(path: Path) -> None:
+def monai_bundle(path: Path) -> None:
     """A bundle's preprocessing, with the evaluation of expressions switched off."""
     from monai.bundle import ConfigParser
     from monai.bundle.config_item import ConfigExpression
@@ -34,18 +34,18 @@ def jit_load(path: Path) -> None:
     torch.jit.load(path)
 
 
-def bioimageio(path: Path) -> None:
+def bioimageio_core(path: Path) -> None:
     from bioimageio.core import load_model_description
-    from bioimageio.core.model_adapters import create_model_adapter
+    from bioimageio.core.backends import create_model_adapter
 
     described = load_model_description(path / "rdf.yaml", perform_io_checks=False)
-    create_model_adapter(described, weight_format_priority_order=["pytorch_state_dict"]).load()
+    create_model_adapter(described, weight_format_priority_order=["pytorch_state_dict"])
 
 
 if __name__ == "__main__":
     guarded = len(sys.argv) > 3
     if guarded:
-        import monai.bundle  # noqa: F401
+        import monai.bundle
         import torch  # noqa: F401
 
         from tests.attacks.guard import Guard
