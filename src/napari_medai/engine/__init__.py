@@ -19,6 +19,7 @@ RUNNERS: Mapping[str, str] = {
     "bioimageio": "napari_medai.engine.bioimageio:run_package",
     "blobs3d": "napari_medai.engine.volumes:detect_blobs",
     "brain": "napari_medai.engine.brain:segment_brain",
+    "hdbet": "napari_medai.engine.hdbet:segment_brain",
     # what its owner allowed to run: any of the others, in a process of its own
     "isolated": "napari_medai.engine.isolated:run_isolated",
     "micronuclei": "napari_medai.engine.nuclei:detect_micronuclei",

@@ -30,6 +30,7 @@ __all__ = ["SOURCES", "Model", "ModelSpec", "describe", "find_models", "load", "
 SOURCES: Mapping[str, str] = {
     "builtin": "napari_medai.models.builtins",
     "deepbet": "napari_medai.models.deepbet",
+    "hdbet": "napari_medai.models.hdbet",
     "manifest": "napari_medai.models.manifest",
     "brainchop": "napari_medai.models.brainchop",
     "nnunet": "napari_medai.models.nnunet",
