@@ -58,7 +58,7 @@ class Known:
 # By the sha256 of the weights
 KNOWN = {
     "8b83b35b971305b9baeef9f927a5f0d4432c7beea60743f54e8d960031298ba3": Known(
-        "brainchop-gwm-light",
+        "brainchop-gwm",
         "Grey and white matter (brainchop, light)",
         "Grey and white matter in a T1-weighted MR image of an adult head, by 5 features a layer.",
         labels=(
