@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 
-from tests.attacks.corpus import attack, filled, table
+from tests.attacks.corpus import YAML_LINES, attack, filled, table
 from tests.attacks.weights import PICKLES, program, touch
 from tests.models import fabricated as made
 
@@ -273,6 +273,7 @@ table(
         "deep": "\nevil: " + "[" * 5000 + "]" * 5000 + "\n",
         "keys twice": "\nweights: {onnx: {source: ../../evil.onnx}}\n",
         "two documents": "\n---\nname: x\n",
+        **{name: f"\n{line}\n" for name, line in YAML_LINES.items()},
     },
 )
 

@@ -47,6 +47,19 @@ class Attack:
 
 ATTACKS: dict[str, Attack] = {}
 
+# One line more in a description: each ends a reader of YAML, or keeps it busy, or raises what no reader of it expects
+YAML_LINES = {
+    "brackets that libyaml falls over": "evil: " + "[" * 200_000,
+    "merges": "".join(
+        f"a{n}: &a{n} {{x: 1, <<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" if n else "a0: &a0 {x: 1}\n" for n in range(9)
+    ),
+    "base sixty": "evil: " + "1:" * 100_000 + "1",
+    "base sixty, beyond every number": "evil: " + "1:" * 1000 + "1.5",
+    "no number": "evil: !!int ''",
+    "no truth": "evil: !!bool x",
+    "no date": "evil: !!timestamp x",
+}
+
 
 def attack(id: str, **more: Any) -> Callable[[Make], Make]:
     """Add a function to the corpus."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from tests.attacks.corpus import attack, filled, table
+from tests.attacks.corpus import YAML_LINES, attack, filled, table
 from tests.attacks.weights import LIES, PICKLES, program
 
 UNET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
@@ -144,6 +144,7 @@ table(
         "a giant number": "id: " + "9" * 100_000,
         "sexagesimal": "version: 190:20:30.15\nid: 1e999\n",
         "large": "x: " + "y" * 3_000_000,
+        **{name: f"{yaml.safe_dump(SPEC)}{line}\n" for name, line in YAML_LINES.items()},
     },
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from tests.attacks.corpus import attack, filled, table
+from tests.attacks.corpus import YAML_LINES, attack, filled, table
 from tests.attacks.weights import LIES, PICKLES
 
 NETWORK = {
@@ -409,6 +409,15 @@ def yaml_tags(place: Path, marker: Path) -> Path:
         f"network_def: !!python/object/apply:os.system ['touch {marker}']\ninferer: !!python/name:os.system\n"
     )
     return folder
+
+
+def yaml_line(place: Path, marker: Path, line: str) -> Path:
+    folder = bundle(place, "yaml")
+    (folder / "configs" / "inference.yaml").write_text(f"{yaml.safe_dump(CONFIG)}{line}\n")
+    return folder
+
+
+table("monai/yaml", yaml_line, YAML_LINES, refused=True)
 
 
 @attack("monai/yaml/laughs")

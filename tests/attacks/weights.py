@@ -217,14 +217,12 @@ def exported(marker: Path) -> bytes:
     torch.export.save(saved, buffer)
     source, out = zipfile.ZipFile(io.BytesIO(buffer.getvalue())), io.BytesIO()
     evil = _saved(touch(marker))
+    members = {info.filename: source.read(info) for info in source.infolist()}
+    members = {name: evil if name.endswith(".pt") else content for name, content in members.items()}
+    members |= {f"archive/data/{place}/model.pt": evil for place in ("weights", "constants", "sample_inputs")}
     with zipfile.ZipFile(out, "w") as archive:
-        for info in source.infolist():
-            swap = info.filename.endswith((".pt", "weights_config.json", "constants_config.json"))
-            content = source.read(info)
-            archive.writestr(info.filename, evil if swap and info.filename.endswith(".pt") else content)
-        archive.writestr("archive/data/weights/model.pt", evil)
-        archive.writestr("archive/data/constants/model.pt", evil)
-        archive.writestr("archive/data/sample_inputs/model.pt", evil)
+        for name, content in members.items():
+            archive.writestr(name, content)
     return out.getvalue()
 
 
