@@ -8,6 +8,7 @@ from typing import Literal
 from napari_medai.core.stage import Progress
 from napari_medai.models import find_models
 from napari_medai.models.catalogue import Entry, entries, readable
+from napari_medai.models.records import status
 from napari_medai.models.spec import Model, ModelSpec
 from napari_medai.models.store import Added, survey
 from napari_medai.ui.card import card_text
