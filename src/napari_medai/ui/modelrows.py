@@ -111,9 +111,9 @@ def _available(entry: Entry) -> ModelRow:
         "Note": entry.notes,
     }
     listing = "\n".join(f"- **{name}:** {value}" for name, value in facts.items() if value)
-    unsure = (
-        "" if entry.status == "verified" else "\n\n*Unverified: these files have not been run by this program yet.*"
-    )
+    unsure = ""
+    if status(entry) == "unverified":
+        unsure = "\n\n*Unverified: these files have not been run by this program yet.*"
     use = entry.intended_use or "Research only; not a medical device."
     card = f"# {entry.title}\n\n{entry.summary}{unsure}\n\n{listing}\n\n{use}\n"
     if entry.install:
