@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import yaml
 
 from tests.attacks.corpus import YAML_LINES, attack, filled, table
 from tests.attacks.weights import LIES, PICKLES

@@ -217,7 +217,7 @@ def test_descriptions_that_would_fill_the_memory_are_refused(network):
     with pytest.raises(ModelError, match="more than 20000 values"):
         probe(network)
     (network / "rdf.yaml").write_text(text + "deep: " + "[" * 5000 + "]" * 5000 + "\n")
-    with pytest.raises(ModelError, match="nested too deeply"):
+    with pytest.raises(ModelError, match="too deep a nesting"):
         probe(network)
     (network / "rdf.yaml").write_text(text + "#" * MOST_BYTES)
     with pytest.raises(ModelError, match="larger than 256 KiB"):

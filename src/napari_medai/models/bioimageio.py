@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from napari_medai.core.errors import DependencyError, ModelError
 from napari_medai.models.bioimageio_grid import tensor_grid
 from napari_medai.models.bioimageio_meaning import meaning, modality
@@ -24,6 +22,7 @@ from napari_medai.models.bioimageio_tensors import Tensor, read_inputs, read_out
 from napari_medai.models.inside import file_inside
 from napari_medai.models.onnx_file import read_onnx
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Need, Prepare, Tiling
+from napari_medai.models.yaml_file import read_yaml
 
 NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
 # Descriptions are a few kilobytes
@@ -352,27 +351,13 @@ def _load(file: Path) -> dict[str, Any]:
                 f"{file.name} is a link or larger than {MOST_BYTES >> 10} KiB; descriptions are small files."
             )
         text = file.read_text(encoding="utf-8")
-        depth = 0
-        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-            if count > MOST_VALUES:  # reading more takes seconds
-                raise ModelError(f"{file.name} has more than {MOST_VALUES} values; a description has a few hundred.")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ModelError(f"{file.name}, line {event.start_mark.line + 1}: nested too deeply.")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The description {file.name} cannot be read: {reason}.") from error
+    # such files have aliases, and spellings of bioimage.io's own
+    content = read_yaml(text, file.name, most_values=MOST_VALUES, deepest=DEEPEST, aliases=True, twice=True)
     if not isinstance(content, dict):
         raise ModelError(f"{file.name} holds {type(content).__name__}, not a mapping of fields to values.")
-    stack: list[Any] = [content]
-    values = 0
-    while stack:
-        value = stack.pop()
-        values += 1
-        if values > MOST_VALUES:
-            raise ModelError(f"{file.name} has more than {MOST_VALUES} values; a description has a few hundred.")
-        stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return content
 
 

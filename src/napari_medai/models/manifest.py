@@ -1,8 +1,8 @@
 """Our own packages: ``medai-model.yaml``, a `ModelSpec` as YAML, with its weights (safetensors) beside it.
 
-The description is data: it is read by YAML's safe loader, without aliases; networks are named out of tables that
-were reviewed, their arguments are plain values that are checked, and the weights are arrays whose sha256 stands in
-the description. Nothing of a package is ever executed.
+The description is data: it is read by YAML's safe loader, without aliases and tags; networks are named out of tables
+that were reviewed, their arguments are plain values that are checked, and the weights are arrays whose sha256 stands
+in the description. Nothing of a package is ever executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from napari_medai.core.errors import ModelError
 from napari_medai.models.spec import ModelSpec
+from napari_medai.models.yaml_file import read_yaml
 from napari_medai.nets import problems
 
 NAME = "medai-model.yaml"
@@ -141,19 +142,7 @@ def parse_yaml(path: Path) -> dict[str, Any]:
         raise ModelError(f"The model description {path.name} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{path.name} is not text in UTF-8 (byte {error.start}).") from error
-    try:
-        depth = 0
-        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-            if count > MOST_VALUES:
-                raise ModelError(f"{path.name} has more than {MOST_VALUES} values; a description has a few hundred.")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            # aliases can make a few lines as large as memory, deep nesting ends the interpreter
-            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                what = f"the alias *{event.anchor}" if isinstance(event, yaml.AliasEvent) else "too deep a nesting"
-                raise ModelError(f"{path.name}, line {event.start_mark.line + 1}: {what}; write the values out.")
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path.name} is not YAML that is read here: {_one_line(error)}.") from error
+    content = read_yaml(text, path.name, most_values=MOST_VALUES, deepest=DEEPEST)
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} holds {type(content).__name__}, not a mapping of fields to values.")
     return content
@@ -255,26 +244,6 @@ def _wrong(spec: ModelSpec) -> Iterator[str]:
 def _is_orientation(letters: str) -> bool:
     pairs = ["RL", "AP", "SI"]
     return len(letters) == 3 and all(sum(letter in pair for letter in letters) == 1 for pair in pairs)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe, and a key that stands twice is an error instead of a silent choice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str):
-                raise ValueError(f"line {key.start_mark.line + 1}: the key {name!r} is not text")
-            if name in seen:
-                raise ValueError(f"line {key.start_mark.line + 1}: {name!r} stands twice")
-            seen.add(name)
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return found
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

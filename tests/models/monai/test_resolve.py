@@ -183,9 +183,9 @@ def test_one_part_is_one_object_however_it_is_referred_to(tmp_path: Path) -> Non
         ("{", "is not well formed"),
         ("[1]", "holds no mapping"),
         ("[" * 100_000, "is not well formed"),
-        ('{"a": ' * 100 + "1" + "}" * 100, "nested too deeply"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "nested more than 60 deep"),
         (" " * (9 << 20), "has more than 8 MiB"),
-        ('{"a": [' + "1," * 300_000 + "1]}", "too many values"),
+        ('{"a": [' + "1," * 300_000 + "1]}", "more than 200000 values"),
     ],
     ids=["cut", "list", "deep", "nested", "long", "many"],
 )
@@ -202,11 +202,11 @@ def test_yaml_that_would_blow_up_or_make_objects(tmp_path: Path) -> None:
     bomb = "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
     path.write_text(bomb)
     started = time.perf_counter()
-    with pytest.raises(ModelError, match="too many values"):
+    with pytest.raises(ModelError, match="more than 200000 values"):
         probe(bundle)
     assert time.perf_counter() - started < 2
     path.write_text("a: !!python/object/apply:os.mkdir [x]\n")
-    with pytest.raises(ModelError, match="is not well formed"):
+    with pytest.raises(ModelError, match=r"configs/inference\.yaml, line 1: the tag"):
         probe(bundle)
     assert not Path("x").exists()
 

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from napari_medai.core.errors import ModelError
+from napari_medai.models.yaml_file import check_values, read_yaml
 
 # configs/metadata.json of the zoo's largest bundle has 21 kB, the largest configuration 17 kB
 MOST_BYTES = {".json": 8 * 2**20, ".yaml": 2**20, ".yml": 2**20}
@@ -17,7 +16,6 @@ MOST_VALUES = 200_000
 DEEPEST = 60
 NAMES = ("inference.json", "inference.yaml", "inference.yml")
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # an include: a file's name, and the entry in it
 _INCLUDE = re.compile(r"(.*\.(?:json|yaml|yml))(?:::(.*))?", re.IGNORECASE | re.DOTALL)
 
@@ -47,11 +45,13 @@ def read(path: Path) -> Any:
         raise ModelError(f"{name} of the bundle has more than {most // 2**20} MiB; a configuration was expected.")
     try:
         text = content.decode("utf-8-sig")
-        value = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _LOADER)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        if path.suffix.lower() != ".json":
+            return read_yaml(text, name, most_values=MOST_VALUES, deepest=DEEPEST, aliases=True, twice=True)
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{name} of the bundle is not well formed: {line[:200]}.") from error
-    _measure(value, name)
+    check_values(value, name, MOST_VALUES, DEEPEST)
     return value
 
 
@@ -83,15 +83,3 @@ def inside(folder: Path, name: str) -> Path | None:
         if path.is_relative_to(root) and path.suffix.lower() in MOST_BYTES and path.is_file():
             return path
     return None
-
-
-def _measure(value: Any, name: str) -> None:
-    """Refuse what YAML's aliases or deep nesting would blow up."""
-    count, todo = 0, [(value, 0)]
-    while todo:
-        item, depth = todo.pop()
-        count += 1
-        if count > MOST_VALUES or depth > DEEPEST:
-            raise ModelError(f"{name} of the bundle has too many values, or is nested too deeply, for a configuration.")
-        parts = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        todo += [(part, depth + 1) for part in parts]
