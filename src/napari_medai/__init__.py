@@ -11,8 +11,13 @@ Research software, not a medical device.
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime 1.29 and later keep an identifier of the machine and report to Microsoft, unless this is set before they
+# are first imported, by whomever. Nothing here contacts the network unless a person asks for it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     __version__ = version("napari-medai")

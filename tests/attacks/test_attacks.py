@@ -187,3 +187,21 @@ attempt(lambda: open("/etc/hostname").read())
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ended.stdout.split() == ["1"] * 8 + ["0"] * 2, ended.stderr
+
+
+def test_onnxruntime_keeps_no_identifier_and_reports_nothing(tmp_path: Path) -> None:
+    """What it would leave in the home folder and the folder for temporary files is what it would send."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    for first, left in (("import os", True), ("import napari_medai", False)):
+        code = f"{first}; import onnxruntime"
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+        assert any(tmp_path.rglob("*")) == left or (left and not _reports())
+        for path in sorted(tmp_path.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _reports() -> bool:
+    """Whether this onnxruntime is one that reports."""
+    from importlib.metadata import version
+
+    return tuple(int(part) for part in version("onnxruntime").split(".")[:2]) >= (1, 29)
