@@ -33,7 +33,9 @@ def spec(stage: str = "segment", kind: Any = "labels", prepare: Prepare | None =
 
 def scan(low: float = -1000, high: float = 1000, **fields: Any) -> Volume:
     array = np.linspace(low, high, 12 * 20 * 24).reshape(12, 20, 24)
-    return Volume(**{"array": array, "axes": "zyx", "affine": scaling((3, 1, 1)), "units": "mm", "modality": "CT", **fields})
+    return Volume(
+        **{"array": array, "axes": "zyx", "affine": scaling((3, 1, 1)), "units": "mm", "modality": "CT", **fields}
+    )
 
 
 def said(volume: Volume, model: ModelSpec, stage: str = "segment", **choice: int) -> list[tuple[str, str]]:
