@@ -7,7 +7,6 @@ sees an address, another format of weights, or a file that was not checked.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 import re
@@ -19,7 +18,7 @@ from napari_medai.core.errors import DependencyError, ModelError
 from napari_medai.models.bioimageio_grid import tensor_grid
 from napari_medai.models.bioimageio_meaning import meaning, modality
 from napari_medai.models.bioimageio_tensors import Tensor, read_inputs, read_outputs
-from napari_medai.models.inside import file_inside
+from napari_medai.models.inside import file_inside, file_sha256
 from napari_medai.models.onnx_file import read_onnx
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Need, Prepare, Tiling
 from napari_medai.models.yaml_file import read_yaml
@@ -266,8 +265,7 @@ class _Package:
         """A file inside the package with its sha256, compared with the one that the description says."""
         name = _text(source)
         try:
-            with file_inside(self.folder, name).open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            found = file_sha256(file_inside(self.folder, name))
         except ModelError as error:
             return {}, [Need(where=f"{where}.source", why=str(error).rstrip("."))]
         said = _text(digest).lower()

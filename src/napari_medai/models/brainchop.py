@@ -8,7 +8,6 @@ the 99.9th percentile of what is not empty, or between two percentiles for one o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_medai.core.errors import ModelError
+from napari_medai.models.inside import file_sha256
 from napari_medai.models.manifest import is_safetensors
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 
@@ -112,7 +112,7 @@ def probe(path: Path) -> ModelSpec:
     weights = _weights(folder)
     shapes = _shapes(weights)
     layers, tensors, normalise = _network(table, shapes)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = file_sha256(weights)
     known = KNOWN.get(digest)
     classes = int(layers[-1]["out_channels"])
     reach = sum(int(layer["dilation"]) * (int(layer["kernel_size"]) - 1) // 2 for layer in layers)

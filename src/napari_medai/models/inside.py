@@ -1,7 +1,8 @@
-"""Files of a package, by the names that the package gives them."""
+"""Files of a package: by the names that the package gives them, and by their bytes."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path, PurePosixPath
 
 from napari_medai.core.errors import ModelError
@@ -33,5 +34,20 @@ def file_inside(folder: Path, name: str) -> Path:
         if file.is_symlink():
             raise ModelError(f"{name!r} is a link; put the file itself into the package.")
     if not file.is_file():
-        raise ModelError(f"{name!r} is not in the package.")
+        raise ModelError(f"{name!r} is not in the package; put it there.")
     return file
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 over a file, 64 hexadecimal digits; it is read in pieces.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read ({error.strerror}); copy it again.") from error

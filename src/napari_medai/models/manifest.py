@@ -7,7 +7,6 @@ in the description. Nothing of a package is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from napari_medai.core.errors import ModelError
+from napari_medai.models.inside import file_inside, file_sha256
 from napari_medai.models.spec import ModelSpec
 from napari_medai.models.yaml_file import read_yaml
 from napari_medai.nets import problems
@@ -113,7 +113,7 @@ def write_manifest(spec: ModelSpec, folder: Path) -> Path:
         The weights are not there, or a field is wrong.
     """
     if spec.weights:
-        digest = hashlib.sha256(_inside(folder, spec.weights).read_bytes()).hexdigest()
+        digest = file_sha256(file_inside(folder, spec.weights))
         spec = spec.model_copy(update={"sha256": digest})
     wrong = list(_wrong(spec))
     if wrong:
@@ -158,13 +158,13 @@ def check_weights(folder: Path, spec: ModelSpec) -> Path:
     ModelError
         Any of it does not hold.
     """
-    file = _inside(folder, spec.weights)
+    file = file_inside(folder, spec.weights)
     if not _SHA256.fullmatch(spec.sha256):
         raise ModelError(f"The description of {spec.id!r} has no sha256 of {spec.weights}; add its 64 hex digits.")
     if not is_safetensors(file):
         raise ModelError(f"The weights {spec.weights} are not a safetensors file; save them by safetensors.torch.")
     if file.stat().st_size <= MOST_HASHED:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = file_sha256(file)
         if digest != spec.sha256:
             raise ModelError(
                 f"The weights {spec.weights} have the sha256 {digest[:16]}…; the description says "
@@ -182,25 +182,6 @@ def is_safetensors(path: Path) -> bool:
     except OSError:
         return False
     return len(head) == 9 and head[8:] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the package.
-
-    Raises
-    ------
-    ModelError
-        It is named by more than a relative path, leads out of the package, or is not there.
-    """
-    place = Path(name)
-    file = folder / place
-    if not name or place.is_absolute() or ".." in place.parts or "\\" in name or ":" in name:
-        raise ModelError(f"weights: {name!r} is no file name inside the package.")
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"weights: {name!r} leads out of the package; put the file itself there.")
-    if not file.is_file():
-        raise ModelError(f"The weights {name} are not in the package; put them beside {NAME}.")
-    return file
 
 
 def _wrong(spec: ModelSpec) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from napari_medai.core.errors import ModelError
 from napari_medai.models.exported import advice, check_options, exported_spec, guess_axes
+from napari_medai.models.inside import file_inside
 from napari_medai.models.manifest import NAME, read_manifest
 from napari_medai.models.onnx_file import OnnxFile, Port, is_onnx, read_onnx
 from napari_medai.models.spec import Accepts, Gives, ModelSpec, Need
@@ -78,8 +79,6 @@ def from_manifest(spec: ModelSpec, folder: Path) -> ModelSpec:
     ModelError
         The file is not there, is not the one that is meant, or the description does not fit it.
     """
-    from napari_medai.models.inside import file_inside
-
     file = file_inside(folder, spec.weights)
     found = read_onnx(file)
     if spec.sha256 and spec.sha256 != found.sha256:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from napari_medai.core.errors import DependencyError, ModelError
+from napari_medai.models.inside import file_sha256
 from napari_medai.models.sizes import LARGEST
 
 INSTALL = 'pip install "napari-medai[onnx]"'
@@ -124,7 +125,7 @@ def read_onnx(path: Path, content: bytes | None = None) -> OnnxFile:
             refused.append((where, problem))
         elif location not in external:
             file = path.parent / location
-            external[location] = _hash(file) if file.stat().st_size <= MOST_HASHED else ""
+            external[location] = file_sha256(file) if file.stat().st_size <= MOST_HASHED else ""
     initial = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value) for value in model.graph.input if value.name not in initial)
     outputs = tuple(_port(value) for value in model.graph.output)
@@ -283,8 +284,3 @@ def _port(value: Any) -> Port:
         tuple(dim.dim_param for dim in dims),
         dtypes.get(tensor.elem_type, "other"),
     )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ are given meanings of this file, which make plain numbers and nothing else. nump
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 import warnings
@@ -24,6 +23,7 @@ from torch import nn
 
 from napari_medai.core.errors import ModelError
 from napari_medai.engine.weights import warm
+from napari_medai.models.inside import file_sha256
 from napari_medai.models.nnunet import BATCH_NORM_TRAINERS
 from napari_medai.models.nnunet_stage import StagePlan
 from napari_medai.nets import build
@@ -237,5 +237,4 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

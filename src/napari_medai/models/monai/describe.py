@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from napari_medai.core.errors import ModelError
+from napari_medai.models.inside import file_sha256
 from napari_medai.models.monai import files
 from napari_medai.models.monai.expressions import RefusedError
 from napari_medai.models.monai.plan import Plan, TensorFunction
@@ -66,8 +65,10 @@ def describe(folder: Path) -> ModelSpec:
     plan, needs, resolver = resolve(folder)
     weights = _weights(folder, resolver)
     if not weights:
-        where, _ = _published(folder)
-        needs = (*needs, Need(where=where, why="The weights are not in the bundle; fetch them and put them there."))
+        needs = (
+            *needs,
+            Need(where=_published(folder), why="The weights are not in the bundle; fetch them and put them there."),
+        )
     inputs, outputs = _formats(metadata, "inputs"), _formats(metadata, "outputs")
     needs = (*needs, *_unknown_results(outputs))
     image = inputs.get("image") or next(iter(inputs.values()), {})
@@ -84,7 +85,7 @@ def describe(folder: Path) -> ModelSpec:
         tiling=_tiling(plan),
         runner=RUNNER,
         weights=weights,
-        sha256=_sha256(folder / weights) if weights else "",
+        sha256=file_sha256(folder / weights) if weights else "",
         licence=_licence(folder, metadata),
         citation="; ".join(_text(item) for item in _list(metadata.get("references"))[:5]),
         intended_use=_text(metadata.get("intended_use")) or "Research only; not a medical device.",
@@ -258,15 +259,17 @@ def _inside(folder: Path, name: str) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) and path.is_file() else ""
 
 
-def _published(folder: Path) -> tuple[str, str]:
-    """Path of the weights in the bundle and where they are published, as ``large_files`` says."""
+def _large_files(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """What the bundle says of files that are published elsewhere."""
     for name in ("large_files.yml", "large_files.yaml", "large_files.json"):
         if (folder / name).is_file():
-            for entry in _list(files.read_mapping(folder / name).get("large_files")):
-                entry = _mapping(entry)
-                if Path(_text(entry.get("path"))).suffix in _WEIGHTS:
-                    return _text(entry["path"]), _text(entry.get("url"))
-    return "models/model.pt", ""
+            yield from map(_mapping, _list(files.read_mapping(folder / name).get("large_files")))
+
+
+def _published(folder: Path) -> str:
+    """Path of the weights in the bundle, as ``large_files`` says or as is usual."""
+    paths = (_text(entry.get("path")) for entry in _large_files(folder))
+    return next((path for path in paths if Path(path).suffix in _WEIGHTS), "models/model.pt")
 
 
 def published_hash(folder: Path, weights: str) -> tuple[str, str]:
@@ -277,21 +280,10 @@ def published_hash(folder: Path, weights: str) -> tuple[str, str]:
     ModelError
         ``large_files`` is not well formed.
     """
-    for name in ("large_files.yml", "large_files.yaml", "large_files.json"):
-        if (folder / name).is_file():
-            for entry in _list(files.read_mapping(folder / name).get("large_files")):
-                entry = _mapping(entry)
-                if _text(entry.get("path")) == weights and _text(entry.get("hash_type")) in ("md5", "sha256"):
-                    return _text(entry["hash_type"]), _text(entry.get("hash_val")).lower()
+    for entry in _large_files(folder):
+        if _text(entry.get("path")) == weights and _text(entry.get("hash_type")) in ("md5", "sha256"):
+            return _text(entry["hash_type"]), _text(entry.get("hash_val")).lower()
     return "", ""
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"The weights {path.name} cannot be read: {error.strerror}.") from error
 
 
 def _licence(folder: Path, metadata: Mapping[str, Any]) -> str:
