@@ -29,7 +29,7 @@ from napari_medai.models.trust import find_grant
 
 # source -> "module:function" of `function(model) -> list[str]`, imported on first use: runs what a package carries to
 # test itself with, says what was compared, one line each, and raises `ModelError` if it differs
-TESTS: Mapping[str, str] = {"bioimageio": "napari_medai.engine.bioimageio:check_tests"}
+TESTS: Mapping[str, str] = {"bioimageio": "napari_medai.engine.bioimageio_tests:check_tests"}
 
 # Voxels along each axis of the small image, between which a model's own tile decides
 _SMALLEST, _LARGEST = 32, 128

@@ -15,7 +15,7 @@ import napari_medai as medai
 from napari_medai.core.errors import ModelError
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine.bioimageio import check_tests, reproduce_tests
+from napari_medai.engine.bioimageio_tests import check_tests, reproduce_tests
 from napari_medai.engine.run import start
 from napari_medai.models import describe, load, probe
 from napari_medai.stages.segment import SegmentParams

@@ -13,7 +13,6 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import DependencyError, ModelError, UntrustedError
-from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine.decode import decode_maps
 from napari_medai.engine.isolated_limits import inside
@@ -29,19 +27,13 @@ from napari_medai.engine.onnx_session import copy_checked, in_words, provider
 from napari_medai.engine.passes import onto_tile, over_image
 from napari_medai.engine.resample import resample
 from napari_medai.engine.results import SliceScores
-from napari_medai.engine.run import Run, start
-from napari_medai.engine.weights import read_checked
+from napari_medai.engine.run import Run
 from napari_medai.models.bioimageio_grid import TensorGrid
 from napari_medai.models.bioimageio_tensors import Tensor
-from napari_medai.models.inside import file_inside
 from napari_medai.models.onnx_file import read_onnx
-from napari_medai.models.spec import Model
 
 INSTALL = 'pip install "napari-medai[bioimageio]"'
 MOST_PIPELINES = 2
-# How far values of a package's own test may be off, and how many of them may be further: as bioimageio.core tests
-TOLERANCE = 1e-3
-MOST_DIFFERENT = 1e-4
 
 _warm: OrderedDict[str, Pipeline] = OrderedDict()
 _lock = threading.RLock()
@@ -70,7 +62,7 @@ class Pipeline:
             For `finish`, which needs its statistics.
         list of (C, \\*spatial) float32 arrays
         """
-        sample = _core().sample.Sample(members=self._members(arrays, letters), stat={}, id=None)
+        sample = library().sample.Sample(members=self._members(arrays, letters), stat={}, id=None)
         with in_words(self.name):
             self._pipeline.apply_preprocessing(sample)
         return sample, [
@@ -89,7 +81,7 @@ class Pipeline:
 
     def finish(self, sample: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """What is done after the network, over whole maps."""
-        finished = _core().sample.Sample(members=dict(tensors), stat=sample.stat, id=None)
+        finished = library().sample.Sample(members=dict(tensors), stat=sample.stat, id=None)
         with in_words(self.name):
             self._pipeline.apply_postprocessing(finished)
         return {str(id): tensor for id, tensor in finished.members.items()}
@@ -103,7 +95,7 @@ def labelled(array: NDArray[Any], tensor: Tensor, letters: str) -> Any:
     others = [axis.id for axis in tensor.axes if axis.id not in letters and axis.id != "channel"]
     channel = ["channel"] if tensor.axis("channel") is not None else []
     array = array if channel else array[0]
-    return _core().tensor.Tensor(array.reshape((1,) * len(others) + array.shape), dims=[*others, *channel, *letters])
+    return library().tensor.Tensor(array.reshape((1,) * len(others) + array.shape), dims=[*others, *channel, *letters])
 
 
 def channels_first(tensor: Any, letters: str) -> NDArray[Any]:
@@ -178,79 +170,6 @@ def run_package(volume: Volume, run: Run, params: Any) -> Any:
     return _read(finished, used, grid.letters, run, params, volume.spatial_shape)
 
 
-@dataclass(frozen=True)
-class Reproduced:
-    """What came out for the array that a package gives to test an output with.
-
-    Attributes
-    ----------
-    output : str
-        Its name.
-    largest : float
-        Largest absolute difference to the array that the package says should come out.
-    share : float
-        Share of values that differ by more than ``TOLERANCE`` and that share of the value itself, as the library tests.
-    """
-
-    output: str
-    largest: float
-    share: float
-
-
-def reproduce_tests(model: Model, run: Run) -> list[Reproduced]:
-    """Run a package on the arrays that it gives to test with.
-
-    As bioimageio.core does: in one pass, with nothing put at the image's ends.
-
-    Raises
-    ------
-    ModelError
-        It gives no test, an array cannot be read, or the output has another size.
-    """
-    details = model.spec.details
-    pipeline, letters = open_package(run), TensorGrid.model_validate(details["grid"]).letters
-    arrays = [channels_first(_test(model, tensor), letters) for tensor in pipeline.inputs]
-    sample, prepared = pipeline.prepare(arrays, letters)
-    found = pipeline.forward(prepared, letters)
-    tested = [tensor for tensor in pipeline.outputs if tensor.id in details["used"] and tensor.test]
-    if not tested:
-        raise ModelError("The package gives no array to test its outputs with.")
-    finished = pipeline.finish(sample, {tensor.id: found[tensor.id] for tensor in tested})
-    results = []
-    for tensor in tested:
-        given, expected = finished[tensor.id].to_numpy(), _test(model, tensor).to_numpy()
-        if given.shape != expected.shape:
-            raise ModelError(f"The output {tensor.id!r} is {given.shape}; the package's test says {expected.shape}.")
-        difference = np.abs(given.astype(np.float64) - expected)
-        share = float(np.mean(difference > TOLERANCE + TOLERANCE * np.abs(expected)))
-        results.append(Reproduced(tensor.id, float(difference.max()), share))
-    return results
-
-
-def check_tests(model: Model) -> list[str]:
-    """What `reproduce_tests` finds, one line for each output; nothing if the package has no test.
-
-    Raises
-    ------
-    ModelError
-        More than `MOST_DIFFERENT` of an output's values differ.
-    """
-    tensors = [Tensor.model_validate(item) for side in ("inputs", "outputs") for item in model.spec.details[side]]
-    if not all(tensor.test for tensor in tensors if tensor.id in model.spec.details["used"]) or not tensors[0].test:
-        return []
-    if model.spec.capabilities:
-        return ["not compared: what it carries runs on images only, in a process of its own"]
-    image = Volume(np.zeros((1, 1), np.float32), "yx")
-    with start(model.spec.stage, image, model, Params(device="cpu"), Progress()) as run:
-        results = reproduce_tests(model, run)
-    wrong = [result for result in results if result.share > MOST_DIFFERENT]
-    if wrong:
-        raise ModelError(
-            "; ".join(f"{r.output}: {r.share:.2%} of the values differ, by up to {r.largest:.3g}" for r in wrong)
-        )
-    return [f"{r.output}: the package's own array, to within {r.largest:.2g}" for r in results]
-
-
 def open_package(run: Run) -> Pipeline:
     """A package, opened by bioimageio.core; kept for the next run.
 
@@ -284,7 +203,7 @@ def open_package(run: Run) -> Pipeline:
 
 
 def _open(package: Path, details: dict[str, Any], device: str, name: str) -> Pipeline:
-    core = _core()
+    core = library()
     folder = Path(tempfile.mkdtemp(prefix="medai-bioimageio-"))
     try:
         for file, digest in details["files"].items():
@@ -379,24 +298,14 @@ def _split(array: NDArray[Any], counts: list[int]) -> list[NDArray[Any]]:
     return np.split(array, np.cumsum(counts)[:-1])
 
 
-def _test(model: Model, tensor: Tensor) -> Any:
-    """The array that a package gives to test with, as a tensor of the library."""
-    folder = model.spec.path
-    if not tensor.test or folder is None:
-        raise ModelError(f"The package gives no array to test {tensor.id!r} with.")
-    try:
-        file = file_inside(folder, tensor.test)
-        if tensor.test_sha256:
-            read_checked(file, tensor.test_sha256)
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The test array {tensor.test} cannot be read: {error}.") from error
-    if array.ndim != len(tensor.axes):
-        raise ModelError(f"The test array {tensor.test} has {array.ndim} axes; {len(tensor.axes)} were expected.")
-    return _core().tensor.Tensor(array, dims=[axis.id for axis in tensor.axes])
+def library() -> Any:
+    """bioimageio.core.
 
-
-def _core() -> Any:
+    Raises
+    ------
+    DependencyError
+        It is not installed.
+    """
     try:
         import bioimageio.core
     except ModuleNotFoundError as error:

@@ -42,7 +42,9 @@ SPEC = ModelSpec(
     ),
     intended_use="Research only; not a medical device. Adult heads, MR.",
     options={"folds": 5, "mirror": True},
-    training_data="T1 with and without contrast medium, T2 and FLAIR of adults with brain tumours (the EORTC-26101 trial).",
+    training_data=(
+        "T1 with and without contrast medium, T2 and FLAIR of adults with brain tumours (the EORTC-26101 trial)."
+    ),
 )
 
 FAST = SPEC.model_copy(

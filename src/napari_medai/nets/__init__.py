@@ -38,8 +38,9 @@ ARGUMENTS: dict[str, str] = {
     ),
     "quality": "defects channels width hidden dropout",
     "residual_encoder_unet": (
-        "input_channels num_classes features_per_stage kernel_sizes strides n_blocks_per_stage n_conv_per_stage_decoder "
-        "bottleneck_channels stem_channels bias norm norm_kwargs dropout dropout_kwargs nonlin nonlin_kwargs"
+        "input_channels num_classes features_per_stage kernel_sizes strides n_blocks_per_stage "
+        "n_conv_per_stage_decoder bottleneck_channels stem_channels bias norm norm_kwargs "
+        "dropout dropout_kwargs nonlin nonlin_kwargs"
     ),
 }
 """Name -> what it may be told, so that a description can be checked without torch."""
