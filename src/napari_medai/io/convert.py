@@ -88,7 +88,7 @@ def convert(
         try:
             volume = open(src, series_uid=info.uid, **options)
             name = unique(file_name(info, volume.name).removesuffix(_NIFTI if dicom else ""), taken)
-            done.append(save(volume, dst / name, check=check))
+            done.append(save(volume, dst / name, check=check, against=against))
             taken.add(name.lower())
             tell(done[-1], volume)
         except WriteError:

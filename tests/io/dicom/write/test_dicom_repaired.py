@@ -192,3 +192,15 @@ def test_uneven_slices_are_evened(tmp_path: Path, write_ct: Callable[..., Path])
     mask = Mask(repaired.replace(array=labels, meta=dict(repaired.meta)), RUN, {1: "lesion"})
     seg = medai.open(medai.save(mask, tmp_path / "seg.dcm"))
     assert seg.affine[0, 3] == pytest.approx(38)
+
+
+def test_what_does_not_say_its_scan_becomes_a_series_against_it(tmp_path: Path, write_ct: Callable[..., Path]) -> None:
+    folder = write_ct(tmp_path / "ct")
+    medai.save(medai.open(folder), tmp_path / "values.nii.gz")
+    command = ["convert", str(tmp_path / "values.nii.gz"), str(tmp_path / "made"), "--dicom"]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    done = CliRunner().invoke(app, [*command, "--against", str(folder)])
+    assert done.exit_code == 0, done.output
+    (made,) = (tmp_path / "made").iterdir()
+    assert np.array_equal(medai.open(made).numpy(), medai.open(folder).numpy())
+    assert medai.open(made).grid.same_place(medai.open(folder).grid)
