@@ -391,8 +391,7 @@ def _numbered(found: Iterable[Study]) -> tuple[Study, ...]:
     for study in found:
         patients.setdefault(study.patient_key, []).append(study)
     numbered = []
-    known = [key for key in patients if key]
-    for n, key in enumerate(known, 1):
+    for n, key in enumerate((key for key in patients if key), 1):
         numbered += [
             replace(s, patient=f"Patient {n}", name=f"Study {number}") for number, s in enumerate(patients[key], 1)
         ]
