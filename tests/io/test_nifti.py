@@ -590,3 +590,27 @@ def test_scaled_pixels_take_no_second_array(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
     assert found.dtype == np.float32
     assert peak < found.nbytes + stored.nbytes // 2
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "ASL", "PIR", "SRP"])
+def test_what_is_saved_has_the_order_of_the_file_it_came_from(tmp_path: Path, code: str) -> None:
+    """So that a mask indexes the scan's own array, whichever program reads the two."""
+    pixels = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    start = nibabel.orientations.axcodes2ornt("RAS")
+    wanted = nibabel.orientations.axcodes2ornt(code)
+    oblique = nibabel.affines.from_matvec(
+        nibabel.eulerangles.euler2mat(0.1, -0.2, 0.15) @ np.diag([0.8, 1.1, 2.5]), [-20, 30, 7]
+    )
+    image = nibabel.Nifti1Image(pixels, oblique).as_reoriented(nibabel.orientations.ornt_transform(start, wanted))
+    nibabel.save(image, tmp_path / "scan.nii")
+    scan = medai.open(tmp_path / "scan.nii")
+    medai.save(medai.labels(scan.numpy() > 60, scan), tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 60)
+    assert mask.affine == pytest.approx(image.affine, abs=1e-5)
+    # what lies elsewhere by now keeps its own order
+    part = scan.replace(
+        array=scan.array[1:], affine=scan.affine @ np.array(nibabel.affines.from_matvec(np.eye(3), [1, 0, 0]))
+    )
+    medai.save(part, tmp_path / "part.nii")
+    assert np.array_equal(medai.open(tmp_path / "part.nii").numpy(), part.numpy())

@@ -12,7 +12,7 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import WriteError
-from napari_medai.core.geometry import SAME_PLACE_MM, to_ras
+from napari_medai.core.geometry import SAME_PLACE_MM, Reorientation, to_ras
 from napari_medai.core.volume import Volume
 from napari_medai.io import record as records
 from napari_medai.io.atomic import written
@@ -35,6 +35,9 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
     as they are (int64 as int32 where it fits). The sform holds the affine; the qform too where the axes are at
     right angles. Names of labels, modality, axes and provenance stand as JSON in a comment extension.
 
+    What was opened from a NIfTI file, or computed on its voxels, is written with that file's own order of axes, so that
+    the two arrays can be compared voxel by voxel by programs that know nothing of affines.
+
     Parameters
     ----------
     volume : Volume
@@ -50,6 +53,7 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
         The pixels have no NIfTI type, or the system refused.
     """
     extra = dict(record or {})
+    volume = _as_stored(volume)
     is_labels = bool(volume.meta.get("is_labels") or extra.get("is_labels"))
     array, axes = _file_order(volume)
     dtype = stored_dtype(array, is_labels) if "s" not in axes else np.dtype(np.uint8)
@@ -71,6 +75,22 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
             file.write(head)
             for slab in slabs(array, dtype):
                 file.write(slab.data.cast("B"))
+
+
+def _as_stored(volume: Volume) -> Volume:
+    """The voxels in the order of the file that they came from; as they are if they lie elsewhere by now."""
+    kept = volume.meta.get("stored_affine")
+    if kept is None or "z" not in volume.axes:
+        return volume
+    stored = np.asarray(kept, dtype=float)
+    turn = np.rint(np.linalg.solve(volume.affine, stored)[:3, :3]).astype(int)
+    if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
+        return volume
+    k, j, i = (int(n) for n in np.abs(turn).argmax(axis=0))
+    order = (k, j, i)
+    flips = (bool(turn[k, 0] < 0), bool(turn[j, 1] < 0), bool(turn[i, 2] < 0))
+    turned = volume.reoriented(Reorientation(order, flips))
+    return turned if np.allclose(turned.affine, stored, rtol=0, atol=SAME_PLACE_MM) else volume
 
 
 def stored_dtype(array: Any, is_labels: bool) -> np.dtype[Any]:
