@@ -108,12 +108,10 @@ def to_expected_units(volume: Volume, spec: ModelSpec) -> Volume:
 def _shape(volume: Volume, spec: ModelSpec, stage: str) -> Iterator[GateFinding]:
     accepts, ndim = spec.accepts, volume.ndim_spatial
     if stage != spec.stage and not (stage == "explain" and spec.gives.kind in _EXPLAINED):
-        yield GateFinding(
-            "block",
-            "stage",
-            f"Model {spec.id!r} is made for {spec.stage!r}, not {stage!r}; choose another model.",
-            final=True,
-        )
+        why = f"is made for {spec.stage!r}, not {stage!r}"
+        if stage == "explain":
+            why = f"gives neither classes nor labels but {spec.gives.kind}: there is nothing to explain"
+        yield GateFinding("block", "stage", f"Model {spec.id!r} {why}; choose another model.", final=True)
     if ndim not in accepts.ndim:
         wanted = " or ".join(f"{n}-D" for n in accepts.ndim)
         slice_it = "" if ndim == 2 else ", or take one slice with volume.take('z', index)"
