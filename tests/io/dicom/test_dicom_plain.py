@@ -222,7 +222,7 @@ _SERIES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     # a failing dump is small enough as it is; each takes a second
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
