@@ -173,3 +173,19 @@ def test_lack_of_memory_is_told_in_words(tmp_path):
     model = load(describe(tmp_path / "model.onnx", **BINARY))
     with pytest.raises(DeviceError, match="Not enough memory for tiles of 16 x 16 voxels"):
         medai.segment(Volume(noise(20, 20), "yx"), model, device="cpu")
+
+
+def test_values_that_the_networks_type_cannot_hold_are_refused(tmp_path):
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)]
+    ports = [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 1, "h", "w"])]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, "h", "w"])]
+    graph = helper.make_graph(nodes, "graph", ports, out)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    model = load(describe(file, axes="bcyx", stage="denoise"))
+    fits = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    np.testing.assert_array_equal(medai.denoise(Volume(fits, "yx"), model, device="cpu").image.numpy(), fits)
+    with pytest.raises(ModelError, match="takes uint8, 0 to 255; the image has values from 0 to 256"):
+        medai.denoise(Volume(np.where(fits == 255, 256, fits), "yx"), model, device="cpu")

@@ -44,7 +44,7 @@ def run_onnx(volume: Volume, run: Run, params: Any) -> Any:
 
     def call(arrays: list[NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
         given = {
-            port["name"]: array.astype(port["dtype"] if port["dtype"] in _DTYPES else np.float32, copy=False)
+            port["name"]: _as_type(array, np.dtype(port["dtype"] if port["dtype"] in _DTYPES else np.float32))
             for port, array in zip(ports, arrays, strict=True)
         }
         found = run_session(session, given, file.name)
@@ -54,3 +54,21 @@ def run_onnx(volume: Volume, run: Run, params: Any) -> Any:
     kinds = {port["name"]: port["dtype"] for port in details.get("outputs", [])}
     whole = spec.stage == "segment" and kinds.get(chosen, "").startswith(("int", "uint", "bool"))
     return run_exported(volume, run, params, call, [port["shape"] for port in ports], whole)
+
+
+def _as_type(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Pixels of the type that the network takes.
+
+    Raises
+    ------
+    ModelError
+        Values lie outside of that type: turned into it they would wrap around.
+    """
+    if dtype.kind in "iu" and array.size:
+        lowest, highest, kinds = float(array.min()), float(array.max()), np.iinfo(dtype)
+        if lowest < kinds.min or highest > kinds.max:
+            raise ModelError(
+                f"The network takes {dtype.name}, {kinds.min} to {kinds.max}; the image has values from {lowest:g} to "
+                f"{highest:g}. Scale the image to that range first."
+            )
+    return array.astype(dtype, copy=False)
