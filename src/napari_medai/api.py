@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from napari_medai.core.errors import ParamsError
+from napari_medai.core.plan import Plan
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
-from napari_medai.core.stage import Params, Progress, fields_of
+from napari_medai.core.stage import DryRun, Params, Planned, Progress, fields_of
 from napari_medai.core.volume import Volume
 from napari_medai.models import find_models, load_model
 from napari_medai.models.spec import Model
@@ -51,6 +52,39 @@ def run_stage(
     chosen = load_model(model or default_model(stage, volume))
     result: Result = row.load()(volume, chosen, params or row.params(), progress or Progress())
     return result
+
+
+def plan_stage(
+    stage: str,
+    volume: Volume,
+    model: str | Model = "",
+    params: Params | None = None,
+    progress: DryRun | None = None,
+) -> Plan | None:
+    """What a run would take: tiles, memory and time, from the image, the network and one tile that is run.
+
+    Parameters
+    ----------
+    stage, volume, model, params
+        As `run_stage`.
+    progress : DryRun, optional
+        Told how far the planning is.
+
+    Returns
+    -------
+    Plan or None
+        None of a model that does not go over the image in tiles.
+
+    Raises
+    ------
+    MedaiError
+        As the stage documents.
+    """
+    try:
+        run_stage(stage, volume, model, params, progress or DryRun())
+    except Planned as planned:
+        return planned.plan
+    return None
 
 
 def default_model(stage: str, volume: Volume) -> str:

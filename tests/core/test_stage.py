@@ -14,7 +14,7 @@ from napari_medai.stages.explain import ExplainParams
 def test_fields_tell_all_that_a_form_needs() -> None:
     fields = {f.name: f for f in fields_of(ExplainParams)}
     assert list(fields)[:2] == ["method", "target"]
-    assert list(fields)[-4:] == ["device", "tile", "batch", "override"]
+    assert list(fields)[-5:] == ["device", "tile", "batch", "memory", "override"]
     assert fields["method"].choices == ("gradcam++", "occlusion", "attention")
     assert fields["method"].type is str
     assert (fields["tile"].low, fields["tile"].high, fields["tile"].advanced) == (0, 4096, True)

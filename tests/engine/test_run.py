@@ -293,7 +293,7 @@ def test_the_record(begin):
     assert (record.stage, record.model, record.model_sha256) == ("segment", "phantom", "ab" * 32)
     assert (record.inputs, record.device, record.precision, record.tiles) == (("image",), "cpu", "float32", 2)
     assert record.notes == ("modality unknown", "again")
-    assert record.params == {"device": "cpu", "tile": 0, "batch": 0, "override": False}
+    assert record.params == {"device": "cpu", "tile": 0, "batch": 0, "memory": 0, "override": False}
     assert record.versions["torch"] == version("torch")
     assert set(record.versions) == {"napari-medai", "torch", "monai", "numpy"}
     assert record.seconds > 0

@@ -7,9 +7,13 @@ import importlib
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from napari_medai.core.errors import MedaiError, ParamsError
+from napari_medai.core.plan import Plan
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -21,8 +25,25 @@ class Cancelled(MedaiError):
         super().__init__("Cancelled; nothing was changed.")
 
 
+class Planned(Exception):
+    """A run that was only to be planned has its plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(str(plan))
+        self.plan = plan
+
+
 class Progress:
-    """Told by a running stage how far it is; asked by it whether to go on. Silent unless subclassed."""
+    """Told by a running stage how far it is; asked by it whether to go on. Silent unless subclassed.
+
+    Attributes
+    ----------
+    store : Path or None
+        A folder (Zarr) where labels may be written as they are found; a run that was ended goes on from what is
+        finished there. Default None: in memory.
+    """
+
+    store: Path | None = None
 
     def update(self, done: float, total: float, message: str = "") -> None:
         """Say that ``done`` of ``total`` units are done.
@@ -40,12 +61,41 @@ class Progress:
     def check(self) -> None:
         """Raise `Cancelled` if the run is to stop; called at least once per tile."""
 
+    def planned(self, plan: Plan) -> None:
+        """Hear how a network will go over the image, before its first tile; may raise `Planned` to leave it at that."""
+
+    def partial(self, found: NDArray[Any], where: tuple[slice, ...]) -> None:
+        """See labels as they are found.
+
+        Parameters
+        ----------
+        found : (\\*spatial) integer array
+            Of the whole image or frame, on its grid; it is written into further.
+        where : tuple of slice
+            What is new in it.
+        """
+
+
+class DryRun(Progress):
+    """Stops a run as soon as it is planned.
+
+    Raises
+    ------
+    Planned
+        In `planned`.
+    """
+
+    def planned(self, plan: Plan) -> None:
+        """See `Progress.planned`."""
+        raise Planned(plan)
+
 
 class Part(Progress):
     """A share of another progress: 0..total here is start..stop there, in fractions."""
 
     def __init__(self, whole: Progress, start: float, stop: float, message: str = "") -> None:
         self.whole, self.start, self.stop, self.message = whole, start, stop, message
+        self.store = whole.store
 
     def update(self, done: float, total: float, message: str = "") -> None:
         """See `Progress.update`."""
@@ -59,6 +109,14 @@ class Part(Progress):
     def check(self) -> None:
         """See `Progress.check`."""
         self.whole.check()
+
+    def planned(self, plan: Plan) -> None:
+        """See `Progress.planned`."""
+        self.whole.planned(plan)
+
+    def partial(self, found: NDArray[Any], where: tuple[slice, ...]) -> None:
+        """See `Progress.partial`."""
+        self.whole.partial(found, where)
 
 
 def param(
@@ -101,6 +159,9 @@ class Params:
     device: Device = param("auto", "Device", "Where the model runs; auto takes an accelerator if there is one.")
     tile: int = param(0, "Tile", "Edge of a tile in voxels; 0 lets the model decide.", low=0, high=4096, advanced=True)
     batch: int = param(0, "Batch", "Tiles per forward pass; 0 decides by device.", low=0, high=256, advanced=True)
+    memory: int = param(
+        0, "Memory", "Most memory to use, in MiB; 0 takes what is free.", low=0, high=2**24, advanced=True
+    )
     override: bool = param(
         False, "Run anyway", "Run although the image is not what the model was made for; it is recorded.", advanced=True
     )
