@@ -64,15 +64,28 @@ def nearest_index(old: int, new: int) -> NDArray[np.intp]:
 def _along(array: NDArray[np.float32], axis: int, size: int) -> NDArray[np.float32]:
     moved = np.moveaxis(array, axis, 0)
     flat = np.ascontiguousarray(moved).reshape(array.shape[axis], -1)
-    out = _linear(array.shape[axis], size) @ flat
+    out = weights(array.shape[axis], size) @ flat
     return np.ascontiguousarray(np.moveaxis(out.reshape(size, *moved.shape[1:]), 0, axis), dtype=np.float32)
 
 
 @lru_cache(maxsize=64)
-def _linear(old: int, new: int) -> sparse.csr_matrix:
-    """Weights (new, old) of linear interpolation; a triangle as wide as the new voxels where they are larger."""
+def weights(old: int, new: int, averaging: bool = True) -> sparse.csr_matrix:
+    """Weights of linear interpolation along an axis, rows in ascending order of the old voxels.
+
+    Parameters
+    ----------
+    old, new : int
+        Number of voxels before and after.
+    averaging : bool
+        Whether, where the new voxels are larger, a triangle as wide as they are is averaged over. Default True.
+
+    Returns
+    -------
+    (new, old) sparse float32 matrix
+        Every row adds up to one.
+    """
     step = old / new
-    width = max(1.0, step)
+    width = max(1.0, step) if averaging else 1.0
     centre = (np.arange(new) + 0.5) * step - 0.5
     reach = int(np.ceil(width))
     column = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 2)
