@@ -6,6 +6,7 @@ names, birth dates or identifiers of people, and no header text that could hold 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,25 @@ class SeriesChoiceError(ReadError):
 
 class WriteError(MedaiError):
     """A result could not be written; no partial file is left."""
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
+    errno.EACCES: "there is no permission to write there",
+    errno.EPERM: "there is no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "the folder does not exist; make it first",
+    errno.ENOTDIR: "a part of the folder's path is a file",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused to write, in words."""
+    return _REASONS.get(error.errno or 0, error.strerror or "the system refused it")
 
 
 class GeometryError(MedaiError):

@@ -12,24 +12,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from napari_medai.core.errors import WriteError
+from napari_medai.core.errors import WriteError, reason_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than the system allows",
-    errno.EACCES: "there is no permission to write there",
-    errno.EPERM: "there is no permission to write there",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "the folder does not exist; make it first",
-    errno.ENOTDIR: "a part of the folder's path is a file",
-    errno.EISDIR: "it is a folder",
-    errno.ENAMETOOLONG: "the name is too long",
-}
-
 
 # Looks at a file that is whole but has not taken its name yet: its temporary path, and the name it will have.
 Look = Callable[[Path, str], None]
@@ -48,8 +34,7 @@ def checked(look: Look) -> Iterator[None]:
 
 def write_error(path: Path, error: OSError) -> WriteError:
     """What the system said, in words."""
-    reason = _REASONS.get(error.errno or 0, error.strerror or "the system refused it")
-    return WriteError(f"{path} was not written: {reason}. Nothing partial is left.")
+    return WriteError(f"{path} was not written: {reason_of(error)}. Nothing partial is left.")
 
 
 class _Target(io.FileIO):
