@@ -2,6 +2,7 @@
 # make test   sets everything up, checks the code and runs all tests
 # make test-pacs   tests pull and push against a real archive (Orthanc), which it installs and starts
 # make test-nnunet   compares with nnU-Net's own predictor, for which it makes .venv-nnunet (about 3 minutes of tests)
+# make attacks   opens every package of the attack corpus, of which make test opens some of each kind
 # make docs   builds the documentation into site/
 # Second runs skip what is done.
 
@@ -11,7 +12,7 @@ READY := .venv/.ready
 # A real screen is used where there is one; else a virtual one.
 SCREEN := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY)),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test test-pacs test-nnunet check fuzz docs samples clean
+.PHONY: demo test test-pacs test-nnunet attacks check fuzz docs samples clean
 
 demo: $(READY) samples
 	$(SCREEN) $(BIN)/medai demo --out demo-output
@@ -28,6 +29,10 @@ test-pacs: $(READY)
 # nnU-Net needs torchvision, which this project does without: it gets an environment of its own.
 test-nnunet: $(READY) .venv-nnunet/.ready
 	MEDAI_NNUNET=$(CURDIR)/.venv-nnunet/bin/python $(BIN)/python -m pytest -q tests/engine/nnunet/test_nnunet_parity.py
+
+# 549 packages that try to run code, about two minutes.
+attacks: $(READY)
+	MEDAI_ATTACKS=all $(BIN)/python -m pytest -q tests/attacks
 
 .venv-nnunet/.ready: constraints.txt
 	test -x .venv-nnunet/bin/python || $(PYTHON) -m venv .venv-nnunet

@@ -72,6 +72,25 @@ def attack(id: str, **more: Any) -> Callable[[Make], Make]:
     return add
 
 
+def kind(attack: Attack) -> tuple[str, str]:
+    """What an attack goes for (``"monai/target"``), and the function that makes its package."""
+    made = attack.make.args[0] if isinstance(attack.make, functools.partial) else attack.make
+    named = made.__name__ if made.__name__ != "<lambda>" else ""
+    return "/".join(attack.id.split("/")[:2]) if attack.id.count("/") > 1 else attack.id.split("/")[0], named
+
+
+def representative(attacks: dict[str, Attack], every: int = 6) -> dict[str, Attack]:
+    """Of each kind the first and every ``every``-th; all that are controls, are proven, or change a package later."""
+    count: dict[tuple[str, str], int] = {}
+    chosen = {}
+    for id, attack in attacks.items():
+        number = count.setdefault(kind(attack), 0)
+        count[kind(attack)] += 1
+        if number % every == 0 or attack.control or attack.proof or attack.later:
+            chosen[id] = attack
+    return chosen
+
+
 def table(family: str, make: Callable[..., Path], rows: dict[str, Any], **more: Any) -> None:
     """Add one attack for each row: ``make(place, marker, row)``."""
     for name, row in rows.items():

@@ -1,11 +1,13 @@
-"""The same packages in the hands of their own frameworks, used as their manuals say: ``python -m tests.attacks.raw``.
+"""The same packages in the hands of their own frameworks: ``python -m tests.attacks.raw JOBS DIR``.
 
 Shows that the attacks work, so that the tests that see nothing happen can fail.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -42,19 +44,25 @@ def bioimageio_core(path: Path) -> None:
     create_model_adapter(described, weight_format_priority_order=["pytorch_state_dict"])
 
 
-if __name__ == "__main__":
-    guarded = len(sys.argv) > 3
-    if guarded:
-        import monai.bundle  # noqa: F401  # what importing them opens is no attack
+def main(jobs: list[list[str]], allowed: str) -> None:
+    """Open packages by the functions above; a job ``["guarded", function, path]`` is watched by `guard`."""
+    import monai.bundle  # noqa: F401  # what importing it opens is no attack
 
-        from tests.attacks.guard import Guard
+    from tests.attacks.guard import Guard
 
-        guard = Guard([Path(sys.argv[3])])
-        guard.armed = True
+    guard = Guard([Path(allowed)])
     warnings.simplefilter("ignore")
-    try:
-        globals()[sys.argv[1]](Path(sys.argv[2]))
-    finally:
-        if guarded:
+    for *guarded, name, path in jobs:
+        guard.armed = bool(guarded)
+        try:
+            globals()[name](Path(path))
+        except BaseException:  # noqa: BLE001  # an attack may end in anything
             guard.armed = False
-            print("\n".join(guard.seen))
+            traceback.print_exc()
+        finally:
+            guard.armed = False
+    print("\n".join(guard.seen))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2])

@@ -2,6 +2,8 @@
 
 All packages are built once, probed in one process that has no torch, and loaded and run in another; both are watched
 by `guard`. Where an attack has to be understood, look at its function in the module named by its family.
+
+Some of every kind are opened here; all of them by ``make attacks`` (``MEDAI_ATTACKS=all``).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import pytest
 
 import tests.attacks.all
 from tests.attacks.archives import environment
-from tests.attacks.corpus import ATTACKS
+from tests.attacks.corpus import ATTACKS, kind, representative
 
 assert tests.attacks.all
 pytestmark = [
@@ -28,6 +30,7 @@ pytestmark = [
 # "probe takes under 2 s", on machines where other tests run beside this one
 PROBE_SECONDS = 2.0
 PROVEN = [attack for attack in ATTACKS.values() if attack.proof]
+OPENED = ATTACKS if os.environ.get("MEDAI_ATTACKS") == "all" else representative(ATTACKS)
 
 
 class Corpus:
@@ -39,7 +42,7 @@ class Corpus:
         for folder in ("tmp", "cache"):
             (self.may_write / folder).mkdir(parents=True)
         self.paths: dict[str, tuple[Path, Path]] = {}
-        for n, attack in enumerate(ATTACKS.values()):
+        for n, attack in enumerate(OPENED.values()):
             place = root / f"{n:03d}"
             place.mkdir()
             marker = root / "markers" / f"{n:03d}"
@@ -95,7 +98,7 @@ def ran(corpus: Corpus, probed: dict[str, dict]) -> dict[str, dict]:
     return corpus.examine("run")
 
 
-@pytest.mark.parametrize("id", ATTACKS)
+@pytest.mark.parametrize("id", OPENED)
 def test_probe_runs_nothing(id: str, probed: dict[str, dict]) -> None:
     outcome = probed[id]
     assert "wrong" not in outcome, outcome
@@ -105,7 +108,7 @@ def test_probe_runs_nothing(id: str, probed: dict[str, dict]) -> None:
     assert outcome["seconds"] < PROBE_SECONDS
 
 
-@pytest.mark.parametrize("id", ATTACKS)
+@pytest.mark.parametrize("id", OPENED)
 def test_loading_and_running_runs_nothing_that_it_carries(id: str, ran: dict[str, dict]) -> None:
     outcome, attack = ran[id], ATTACKS[id]
     assert "wrong" not in outcome, outcome
@@ -115,6 +118,11 @@ def test_loading_and_running_runs_nothing_that_it_carries(id: str, ran: dict[str
         assert "ran" in outcome, f"the control does not run, so that the others show nothing: {outcome}"
     if attack.refused:
         assert "refused" in outcome, f"must be refused: {outcome}"
+
+
+def test_some_of_every_kind_are_opened() -> None:
+    assert {kind(attack) for attack in OPENED.values()} == {kind(attack) for attack in ATTACKS.values()}
+    assert {id for id, attack in ATTACKS.items() if attack.control or attack.proof or attack.later} <= OPENED.keys()
 
 
 def test_no_attack_leaves_anything_anywhere(corpus: Corpus, ran: dict[str, dict]) -> None:
@@ -130,28 +138,41 @@ def test_no_attack_leaves_anything_anywhere(corpus: Corpus, ran: dict[str, dict]
 # --- the attacks are real, and the guard sees them
 
 
-def opened_raw(tmp_path: Path, attack, *allowed: str) -> tuple[bool, subprocess.CompletedProcess[str]]:
-    """Whether an attack left its marker in its own framework, which is in a process of its own."""
-    marker, place = tmp_path / "marker", tmp_path / "place"
-    place.mkdir()
-    (tmp_path / "allowed").mkdir()
-    command = [sys.executable, "-m", "tests.attacks.raw", attack.proof, str(attack.make(place, marker)), *allowed]
-    own = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "allowed")}
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()} | own
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return marker.exists(), ended
+GUARDED = "monai/target/run_cmd in a transform"
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Attacks in the hands of their own frameworks: the folder of their markers, and what the process said."""
+    root = tmp_path_factory.mktemp("raw")
+    (root / "allowed").mkdir()
+    jobs = []
+    for number, attack in enumerate([*PROVEN, ATTACKS[GUARDED]]):
+        (root / str(number)).mkdir()
+        last = number == len(PROVEN)
+        path = attack.make(root / str(number), root / ("guarded" if last else f"marker {number}"))
+        jobs.append([*(["guarded"] if last else []), attack.proof, str(path)])
+    own = {"HOME": str(root), "TMPDIR": str(root / "allowed")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.attacks.raw", json.dumps(jobs), str(root / "allowed")],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()} | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return root, ended
 
 
 @pytest.mark.parametrize("attack", PROVEN, ids=lambda attack: f"{attack.id} by {attack.proof}")
-def test_an_attack_works_where_its_own_framework_opens_it(tmp_path: Path, attack) -> None:
-    marked, ended = opened_raw(tmp_path, attack)
-    assert marked, ended.stderr[-2000:]
+def test_an_attack_works_where_its_own_framework_opens_it(raw, attack) -> None:
+    root, ended = raw
+    assert (root / f"marker {PROVEN.index(attack)}").exists(), ended.stderr[-2000:]
 
 
-def test_the_guard_stops_an_attack_that_works(tmp_path: Path) -> None:
-    attack = ATTACKS["monai/target/run_cmd in a transform"]
-    marked, ended = opened_raw(tmp_path, attack, str(tmp_path / "allowed"))
-    assert not marked
+def test_the_guard_stops_an_attack_that_works(raw) -> None:
+    root, ended = raw
+    assert GUARDED in {attack.id for attack in PROVEN}
+    assert not (root / "guarded").exists()
     assert "subprocess.Popen" in ended.stdout, ended.stderr[-2000:]
 
 
