@@ -9,7 +9,8 @@
     fresh("benchmarks.windows:ours", folder="…", edge=256)  # in a new interpreter; keyword arguments are JSON
 
 On Linux the kernel's own high-water mark of the resident size is taken, set back as the region begins
-(``/proc/self/clear_refs``, proc(5)); elsewhere a thread looks every 5 ms, which misses what is shorter.
+(``/proc/self/clear_refs``, proc(5)). A thread reads it every few milliseconds, because what is measured may set it back,
+too; elsewhere the thread looks at the resident size, and misses what is shorter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import psutil
 
 MIB = 2**20
-SAMPLE_SECONDS = 0.005
+SAMPLE_SECONDS = 0.01
 _MARK = "result of a fresh process: "
 _ROOT = Path(__file__).parents[1]
 
@@ -81,15 +82,17 @@ def watched() -> Iterator[Region]:
         torch.cuda.reset_peak_memory_stats()
     ended, seen = threading.Event(), [0.0]
 
+    def look() -> None:
+        seen[0] = max(seen[0], _high_water_mb() if marked else 0.0, resident_mb())
+
     def sample() -> None:
         while not ended.wait(SAMPLE_SECONDS):
-            seen[0] = max(seen[0], resident_mb())
+            look()
 
-    thread = None
     region.before_mb = resident_mb()
-    if not _reset():
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
+    marked = _reset()
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
     cpu, begun = time.process_time(), time.perf_counter()
     try:
         yield region
@@ -99,9 +102,9 @@ def watched() -> Iterator[Region]:
             region.device_mb = torch.cuda.max_memory_allocated() / MIB
         region.seconds, region.cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         ended.set()
-        if thread is not None:
-            thread.join()
-        region.peak_mb = max(_high_water_mb() if thread is None else seen[0], resident_mb(), region.before_mb)
+        thread.join()
+        look()
+        region.peak_mb = max(seen[0], region.before_mb)
 
 
 def fresh(
