@@ -1,53 +1,25 @@
-"""Where labels go while a run finds them: into memory, or into a Zarr folder that a later run can go on with.
-
-The folder is an OME-Zarr image in the making: a group, the array ``0`` in it, and a record, `RECORD`, of which run
-it belongs to and how many of its planes are finished. The record is replaced as a whole, after the chunks that it
-speaks of were synchronised to the disk: what is half-written never looks finished, after a power cut either.
-"""
+"""Where labels go while a run finds them: into memory, or into a folder."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import secrets
-import shutil
-import sys
-import tempfile
-import threading
-import uuid
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from napari_medai.core.errors import WriteError, reason_of
-from napari_medai.core.volume import Volume
+from napari_medai.engine.fingerprint import fingerprint
+from napari_medai.engine.scratch import Scratch, gib
+from napari_medai.engine.zarr_store import ZarrStore, folder_of, region_of
 
-# In the folder: whose run it is and how far
-RECORD = ".medai-run.json"
-LEVEL = "0"
-# Of the record; another one is begun anew
-_VERSION = 1
-# Voxels of a chunk, along the sweep and across it. Eight planes, because slabs of any depth then rewrite little of what
-# is there (300 x 512 x 512 in slabs of 13 planes: 0.6 s, with 32 planes 2.4 s), and a plane in any direction is read
-# in 4 to 30 ms.
-_CHUNK = {3: (8, 256), 2: (512, 1024)}
-_PREFIX = "napari-medai-labels-"
+__all__ = ["MemoryStore", "Store", "ZarrStore", "choose_store", "fingerprint", "folder_of"]
+
 _MIB = 2**20
 # Labels are stretches of one number: maps of a hundred organs took 1/100 of their size. Where less than this share of
 # it is free nothing is begun.
 _LEAST_SHARE = 0.25
-
-# Bytes of an image up to which all of it is hashed; of a larger or a lazy one, so many blocks at most of so many voxels
-_HASH_WHOLE = 1 << 30
-_SAMPLES, _SAMPLE_EDGE = 9, 512
 
 
 class Store(Protocol):
@@ -97,7 +69,7 @@ class MemoryStore:
 
     def write(self, where: tuple[slice, ...], labels: NDArray[Any]) -> None:
         """See `Store.write`."""
-        self.array[_region(where, labels, self.shape, self.dtype)] = labels
+        self.array[region_of(where, labels, self.shape, self.dtype)] = labels
 
     def mark(self, planes: int) -> None:
         """See `Store.mark`."""
@@ -109,223 +81,6 @@ class MemoryStore:
 
     def close(self, complete: bool = True) -> None:
         """See `Store.close`."""
-
-
-class ZarrStore:
-    """Labels in a Zarr folder; made anew, or gone on with if it is of the same run.
-
-    Parameters
-    ----------
-    path : path
-        The folder. One that holds something else is left alone and refused.
-    shape : sequence of int
-        Of the labels.
-    dtype : dtype
-        Of the labels.
-    identity : mapping of str to str
-        What makes the run: fingerprint of the image, hash of the model, parameters, plan. With another one the folder
-        is begun anew; with an empty one always.
-    sweep : int
-        Axis along which planes are finished; chunks are thin along it.
-    chunks : sequence of int, optional
-        Default: eight planes of 256 x 256 voxels, in 2-D 512 rows of 1,024.
-
-    Raises
-    ------
-    WriteError
-        The folder is something else or is written to by another run, the disk is full, or there is no permission.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        shape: Sequence[int],
-        dtype: DTypeLike,
-        identity: Mapping[str, str] | None = None,
-        *,
-        sweep: int = 0,
-        chunks: Sequence[int] = (),
-    ) -> None:
-        self.path = Path(path).expanduser().absolute()
-        self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
-        self.chunks = tuple(chunks) or _chunks(self.shape, sweep)
-        self.resumed = False
-        self._finished, self._complete = 0, False
-        self._lock = threading.Lock()
-        self._unsynced: set[tuple[int, ...]] = set()
-        self._keeps: object = None
-        self._identity = {
-            "version": str(_VERSION),
-            "shape": str(self.shape),
-            "dtype": self.dtype.str,
-            "chunks": str(self.chunks),
-            **(identity or {"run": uuid.uuid4().hex}),
-        }
-        with _told(self.path):
-            _claim(self.path)
-            self._release = weakref.finalize(self, _unlock, _locked(self.path))
-            try:
-                record = _claim(self.path)  # as it is now that nobody else changes it
-                found = self._found(record)
-                self._array: Any = self._made() if found is None else found
-            except BaseException:
-                self._release()
-                raise
-
-    def _found(self, record: Mapping[str, Any]) -> Any:
-        """The array of an earlier run, if it is of this one and has begun."""
-        import zarr
-
-        finished = record.get("finished", 0)
-        if record.get("identity") != self._identity or not isinstance(finished, int) or finished < 1:
-            return None
-        try:
-            array = zarr.open_array(self.path / LEVEL, mode="r+")
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-        if tuple(array.shape) != self.shape or array.dtype != self.dtype or tuple(array.chunks) != self.chunks:
-            return None
-        self.resumed, self._finished, self._complete = True, finished, record.get("complete") is True
-        return array
-
-    def _made(self) -> Any:
-        """A new array; nothing but what a run made is removed for it."""
-        import zarr
-
-        self._write_record()  # says first that nothing is finished
-        if (self.path / LEVEL).exists():
-            shutil.rmtree(self.path / LEVEL)
-        (self.path / "zarr.json").unlink(missing_ok=True)
-        group = zarr.open_group(self.path, mode="a")
-        return group.create_array(
-            LEVEL,
-            shape=self.shape,
-            dtype=self.dtype,
-            chunks=self.chunks,
-            dimension_names=list("tczyx"[-len(self.shape) :]) if len(self.shape) in (2, 3) else None,
-            fill_value=0,
-            config={"write_empty_chunks": False},
-        )
-
-    @property
-    def finished(self) -> int:
-        """See `Store`."""
-        return self._finished
-
-    @property
-    def complete(self) -> bool:
-        """Whether the run came to its end."""
-        return self._complete
-
-    @property
-    def array(self) -> Any:
-        """See `Store`; a Zarr array."""
-        return self._array
-
-    def write(self, where: tuple[slice, ...], labels: NDArray[Any]) -> None:
-        """See `Store.write`.
-
-        Raises
-        ------
-        WriteError
-            The disk is full, or the system refused; what is finished stays.
-        """
-        region = _region(where, labels, self.shape, self.dtype)
-        touched = product(
-            *(
-                range(s.start // c, -(-s.stop // c))
-                for s, c in zip(region, self.chunks, strict=True)
-                if s.stop > s.start
-            )
-        )
-        with self._lock, _told(self.path):
-            self._array[region] = labels.astype(self.dtype, copy=False)
-            self._unsynced.update(touched)
-
-    def mark(self, planes: int) -> None:
-        """See `Store.mark`.
-
-        Raises
-        ------
-        WriteError
-            As `write`; an earlier mark stays.
-        """
-        with self._lock, _told(self.path):
-            self._sync()
-            self._finished = max(self._finished, planes)
-            self._write_record()
-
-    def labels(self) -> Any:
-        """See `Store.labels`; in the chunks of the folder."""
-        import dask.array as da
-
-        stored = _Stored(self._array, self._keeps)
-        labels = da.from_array(stored, chunks=self.chunks, name=f"medai-labels-{uuid.uuid4().hex}")
-        if self._keeps is None:
-            _FOLDERS[labels.name] = self.path
-        return labels
-
-    def close(self, complete: bool = True) -> None:
-        """See `Store.close`. The record stays, so that whoever was killed before the folder took its name can do so.
-
-        Raises
-        ------
-        WriteError
-            As `write`.
-        """
-        try:
-            with self._lock, _told(self.path):
-                if complete:
-                    self._sync()
-                    self._complete = True
-                    self._write_record()
-        finally:
-            self._release()
-
-    def _sync(self) -> None:
-        for chunk in sorted(self._unsynced):
-            # what holds only zeros has no file
-            with contextlib.suppress(FileNotFoundError):
-                _synced(self.path.joinpath(LEVEL, "c", *map(str, chunk)))
-        self._unsynced.clear()
-
-    def _write_record(self) -> None:
-        content = {
-            "written_by": "napari-medai",
-            "identity": self._identity,
-            "finished": self._finished,
-            "complete": self._complete,
-        }
-        temporary = self.path / f"{RECORD}.{secrets.token_hex(4)}"
-        try:
-            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            _synced(temporary)
-            os.replace(temporary, self.path / RECORD)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-# name of a dask array that is a whole store -> its folder
-_FOLDERS: dict[str, Path] = {}
-
-
-def folder_of(array: Any) -> Path | None:
-    """The folder whose labels an array is, all of them as they are; None of any other array."""
-    return _FOLDERS.get(getattr(array, "name", ""))
-
-
-class _Stored:
-    """A Zarr array for dask; holds on to the temporary folder that it lies in."""
-
-    def __init__(self, array: Any, keeps: object = None) -> None:
-        self.array, self.keeps = array, keeps
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.asarray(self.array[key])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Stored, (self.array,))  # another process does not own the folder
 
 
 def choose_store(
@@ -365,188 +120,7 @@ def choose_store(
     size = prod(int(n) for n in shape) * np.dtype(dtype).itemsize
     if size <= free_mb * _MIB:
         return MemoryStore(shape, dtype)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_roomy(size)))
-    owner = _Temporary(folder)
-    store = ZarrStore(folder, shape, dtype, sweep=sweep)
-    store._keeps = owner
-    note(f"the labels take {_gib(size)} and memory has {_gib(free_mb * _MIB)}: they lie in a temporary folder")
+    scratch = Scratch(size * _LEAST_SHARE, f"The labels take up to {gib(size)}")
+    store = ZarrStore(scratch.path / "labels", shape, dtype, sweep=sweep, keeps=scratch)
+    note(f"the labels take {gib(size)} and memory has {gib(free_mb * _MIB)}: they lie in a temporary folder")
     return store
-
-
-class _Temporary:
-    """A folder that goes with the last one who needs it, or with the program."""
-
-    def __init__(self, folder: Path) -> None:
-        self._remove = weakref.finalize(self, shutil.rmtree, folder, True)
-
-
-def _roomy(size: float) -> Path:
-    """A folder for temporary files on a disk (not in memory) that has room."""
-    import platformdirs
-
-    tried = []
-    for folder in dict.fromkeys(
-        (tempfile.gettempdir(), "/var/tmp", platformdirs.user_cache_dir("napari-medai", False))
-    ):
-        with contextlib.suppress(OSError):
-            if folder not in (tempfile.gettempdir(), "/var/tmp"):
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            _sweep(Path(folder))
-            free = shutil.disk_usage(folder).free
-            if _in_memory(Path(folder)):
-                tried.append(f"{folder} lies in memory")
-            elif free < size * _LEAST_SHARE:
-                tried.append(f"{folder} has {_gib(free)} free")
-            else:
-                return Path(folder)
-    raise WriteError(
-        f"The labels take {_gib(size)}, which fits neither into memory nor into a temporary folder: "
-        f"{'; '.join(tried) or 'there is none'}. Write them to a disk with room (medai: --out NAME.ome.zarr), or set "
-        "TMPDIR."
-    )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what programs that were killed have left."""
-    import psutil
-
-    for left in folder.glob(f"{_PREFIX}*-*"):
-        owner = left.name[len(_PREFIX) :].partition("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _in_memory(folder: Path) -> bool:
-    """Whether the files of a folder take memory (tmpfs)."""
-    import psutil
-
-    above = {os.fspath(folder.resolve()), *map(os.fspath, folder.resolve().parents)}
-    mounts = [part for part in psutil.disk_partitions(all=True) if part.mountpoint in above]
-    nearest = max(mounts, key=lambda part: len(part.mountpoint), default=None)
-    return nearest is not None and nearest.fstype in ("tmpfs", "ramfs")
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
-def _region(
-    where: tuple[slice, ...], labels: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> tuple[slice, ...]:
-    """The slices with their ends; checks that the labels fit them."""
-    spread = (*where, *(slice(None),) * (len(shape) - len(where)))
-    region = tuple(slice(*s.indices(n)[:2]) for s, n in zip(spread, shape, strict=True))
-    size = tuple(max(0, s.stop - s.start) for s in region)
-    if any(s.step not in (None, 1) for s in where) or size != labels.shape:
-        raise ValueError(f"labels of shape {labels.shape} for a region of {size} voxels")
-    if not np.can_cast(labels.dtype, dtype) and labels.size:
-        limits, low, high = np.iinfo(dtype), int(labels.min()), int(labels.max())
-        if low < limits.min or high > limits.max:
-            raise ValueError(f"labels {low}..{high} do not fit {dtype}")
-    return region
-
-
-def _chunks(shape: tuple[int, ...], sweep: int) -> tuple[int, ...]:
-    thin, wide = _CHUNK.get(len(shape), _CHUNK[3])
-    spatial = range(max(0, len(shape) - 3), len(shape))
-    edges = [wide if n in spatial else 1 for n in range(len(shape))]
-    edges[sweep] = min(edges[sweep], thin)
-    return tuple(max(1, min(edge, n)) for edge, n in zip(edges, shape, strict=True))
-
-
-def _claim(path: Path) -> dict[str, Any]:
-    """Make the folder, or read the record of the run that made it; refuse one that no run has made."""
-    if path.exists() and not path.is_dir():
-        raise WriteError(f"{path} is a file; give the name of a folder that is not there yet.")
-    path.mkdir(exist_ok=True)
-    try:
-        record = json.loads((path / RECORD).read_bytes())
-        if isinstance(record, dict) and record.get("written_by") == "napari-medai":
-            return record
-    except FileNotFoundError:
-        # a run that was killed in its first moment leaves a record without its name
-        if all(entry.name.startswith(f"{RECORD}.") for entry in path.iterdir()):
-            return {}
-    except ValueError:
-        pass
-    raise WriteError(f"{path} holds something that no unfinished run has left; remove it, or give another name.")
-
-
-def _locked(path: Path) -> int:
-    """Keep other runs out of the folder for as long as this process lives; a descriptor, or -1 where it cannot be."""
-    if sys.platform == "win32":
-        return -1
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise WriteError(f"Another run is writing to {path}; wait for it, stop it, or give another name.") from error
-    except OSError:  # a network folder that knows no locks
-        pass
-    return descriptor
-
-
-def _unlock(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
-
-
-def _synced(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Any:
-    """What the system refuses becomes a `WriteError`."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"The labels cannot be written to {path}: {reason_of(error)}. What is finished there is kept; the same "
-            "run again goes on from it."
-        ) from error
-
-
-def fingerprint(volume: Volume) -> str:
-    """What tells an image from others, for going on with a run: where its voxels lie, and their values.
-
-    An array in memory is hashed as a whole, up to 1 GiB; of a larger or a lazy one, nine blocks of each edge up to
-    512 voxels, corner to corner, with one of them in the middle. Neither names nor header fields take part.
-
-    Parameters
-    ----------
-    volume : Volume
-        The image.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
-    array = volume.array
-    digest = hashlib.sha256()
-    digest.update(repr((volume.shape, volume.dtype.str, volume.axes, volume.units)).encode())
-    digest.update(np.ascontiguousarray(np.round(volume.affine, 6)).tobytes())
-    if isinstance(array, np.ndarray) and array.nbytes <= _HASH_WHOLE:
-        for plane in array if array.ndim > 2 else (array,):
-            digest.update(np.ascontiguousarray(plane).tobytes())
-        return digest.hexdigest()
-    first = len(volume.axes.rstrip("s")) - 2  # of y
-    for n in range(_SAMPLES):
-        share = n / (_SAMPLES - 1)
-        key = []
-        for axis, size in enumerate(volume.shape):
-            edge = min(size, _SAMPLE_EDGE) if axis >= first else 1
-            # rows and columns go through the square on their own, so that not its diagonal alone is seen
-            part = (n % 3) / 2 if axis == first + 1 else share
-            start = round(part * (size - edge))
-            key.append(slice(start, start + edge))
-        digest.update(np.ascontiguousarray(array[tuple(key)]).tobytes())
-    return digest.hexdigest()
