@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from napari_medai.engine.memory import Setting, is_out_of_memory, smaller
+from napari_medai.engine.memory import Setting, is_out_of_memory, smaller, smaller_tile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,32 +31,36 @@ def test_other_errors_are_not_lack_of_memory(error):
 
 
 def test_the_way_down_from_an_accelerator():
-    first = setting = Setting(CUDA, (64, 32), 4)
+    first = setting = Setting(CUDA, (64, 32), 4, keep="device")
     way = []
     while (following := smaller(setting, first, (16, 16))) is not None:
         setting, note = following
         assert "ran out of memory" in note
-        way.append((setting.device.type, setting.tile, setting.batch))
+        way.append((setting.device.type, setting.tile, setting.batch, setting.sums, setting.keep))
     assert way == [
-        ("cuda", (64, 32), 2),
-        ("cuda", (64, 32), 1),
-        ("cuda", (32, 32), 1),
-        ("cpu", (64, 32), 1),
-        ("cpu", (32, 32), 1),
+        ("cuda", (64, 32), 2, "float32", "device"),
+        ("cuda", (64, 32), 1, "float32", "device"),
+        ("cuda", (32, 32), 1, "float32", "device"),
+        ("cuda", (32, 32), 1, "float16", "device"),
+        ("cuda", (32, 32), 1, "float16", "host"),
+        ("cpu", (64, 32), 1, "float32", "host"),
+        ("cpu", (32, 32), 1, "float32", "host"),
+        ("cpu", (32, 32), 1, "float16", "host"),
+        ("cpu", (32, 32), 1, "float16", "disk"),
     ]
 
 
-def test_a_network_of_fixed_size_goes_straight_to_the_cpu():
-    first = Setting(CUDA, (128, 128, 128), 1)
-    following = smaller(first, first, (128, 128, 128))
-    assert following is not None
-    assert following[0] == Setting(CPU, (128, 128, 128), 1)
-    assert smaller(following[0], first, (128, 128, 128)) is None
+def test_a_network_of_fixed_size_keeps_its_tile():
+    first = setting = Setting(CUDA, (128, 128, 128), 1)
+    while (following := smaller(setting, first, (128, 128, 128))) is not None:
+        setting = following[0]
+        assert setting.tile == (128, 128, 128)
+    assert (setting.device, setting.keep) == (CPU, "disk")
 
 
 def test_tiles_do_not_become_all_border():
-    first = Setting(CPU, (16,), 1)
-    second = smaller(first, first, (1,))
-    assert second is not None
-    assert second[0].tile == (8,)
-    assert smaller(second[0], first, (1,)) is None
+    assert smaller_tile((16,), (1,)) == (8,)
+    assert smaller_tile((8,), (1,)) is None
+    # of 64 voxels 32 are left, of which a reach of 12 to each side leaves 8
+    assert smaller_tile((64,), (8,), (12,)) == (32,)
+    assert smaller_tile((64,), (8,), (13,)) is None

@@ -14,8 +14,8 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.stage import Cancelled, Params, Progress
 from napari_medai.core.volume import from_array
-from napari_medai.engine import run as run_module
-from napari_medai.engine.predict import predict
+from napari_medai.engine import streaming
+from napari_medai.engine.predict import first_pass
 from napari_medai.engine.run import start
 from napari_medai.models.spec import Accepts, Gives, Model, ModelSpec, Tiling
 
@@ -171,21 +171,23 @@ def test_out_of_memory_takes_smaller_batches_then_smaller_tiles(begin, error):
     assert run.provenance().notes == tuple(run.notes)
 
 
-def test_a_smaller_batch_goes_on_where_it_stopped(begin):
-    sizes = []
+def test_after_lack_of_memory_it_goes_on_from_what_is_finished(begin):
+    calls = []
 
     def network(x):
-        sizes.append(len(x))
-        if len(sizes) == 2:
+        calls.append(len(x))
+        if len(calls) == 4:
             raise torch.OutOfMemoryError("out of memory")
         return x
 
-    run = begin()
-    # 6 tiles of 20 x 20 (starts 0 and 20, 0, 18, 36), four at first
-    out = run.predict(IMAGE, network, tile=(20, 20), overlap=0, batch=4)
-    np.testing.assert_allclose(out, IMAGE, atol=1e-6)
-    assert sizes == [4, 2, 2]
-    assert run.tiles == 6
+    run, planes = begin(), []
+    # 3 rows of 3 tiles of 16 x 20, four at once: one is measured, three more, four, and the last has no memory. Planes
+    # before 24 are final then; what follows them needs the second and the third row
+    run.stream(IMAGE, lambda first, scores: planes.append((first, scores.copy())), network, tile=(16, 20), overlap=0,
+               batch=4)  # fmt: skip
+    assert calls == [1, 3, 4, 1, 2, 2, 2]
+    np.testing.assert_allclose(np.concatenate([scores for _, scores in planes], axis=1), IMAGE, atol=1e-6)
+    assert [first for first, _ in planes] == sorted({first for first, _ in planes})
 
 
 def test_no_memory_at_all_is_an_error_that_says_what_to_do(begin):
@@ -198,21 +200,23 @@ def test_an_accelerator_without_memory_hands_over_to_the_cpu(begin, monkeypatch)
     run.device, run.precision = torch.device("meta"), "float16 (autocast)"
     devices = []
 
-    def fake(array, network, stitcher, setting, observer):
-        devices.append((setting.device.type, setting.tile, setting.batch))
+    def full(rows, network, sweep, setting, observer):
+        devices.append((setting.device.type, setting.tile, setting.batch, setting.sums, setting.keep))
         if setting.device.type != "cpu":
             raise torch.OutOfMemoryError("out of memory")
-        return predict(array, network, stitcher, setting, observer)
+        return first_pass(rows, network, sweep, setting, observer)
 
-    monkeypatch.setattr(run_module, "predict", fake)
+    monkeypatch.setattr(streaming, "first_pass", full)
     out = run.predict(IMAGE, nn.Identity(), tile=(16, 16), batch=2)
     np.testing.assert_allclose(out, IMAGE, atol=1e-6)
     assert devices == [
-        ("meta", (16, 16), 2),
-        ("meta", (16, 16), 1),
-        ("meta", (8, 16), 1),
-        ("meta", (8, 8), 1),
-        ("cpu", (16, 16), 1),
+        ("meta", (16, 16), 2, "float32", "device"),
+        ("meta", (16, 16), 1, "float32", "device"),
+        ("meta", (8, 16), 1, "float32", "device"),
+        ("meta", (8, 8), 1, "float32", "device"),
+        ("meta", (8, 8), 1, "float16", "device"),
+        ("meta", (8, 8), 1, "float16", "host"),
+        ("cpu", (16, 16), 1, "float32", "host"),
     ]
     record = run.provenance()
     assert record.device == "cpu"
@@ -273,7 +277,7 @@ def test_tile_and_batch_of_the_user_come_before_the_models(begin):
     network = Small(10**9)
     run = begin(params=Params(device="cpu", tile=20, batch=3), tiling=Tiling(size=(32, 32), multiple=1))
     run.predict(IMAGE, network)
-    assert network.seen[0] == (3, 1, 20, 20)
+    assert network.seen[:2] == [(1, 1, 20, 20), (2, 1, 20, 20)]  # the first tile is measured alone
     network = Small(10**9)
     begin(tiling=Tiling(size=(32, 24), multiple=8)).predict(IMAGE, network)
     assert network.seen[0] == (1, 1, 32, 24)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_medai.core.errors import ModelError
-from napari_medai.engine.tiling import Stitcher, plan_tiles
+from napari_medai.engine.sweep import Sweep, sweep_axis
+from napari_medai.engine.tiling import plan_tiles
 
 
-def stitched(array, plan):
-    stitcher = Stitcher(plan)
-    for tile in plan:
-        stitcher.add(tile, plan.cut(array, tile) * plan.weight(tile))
-    return stitcher.result()
+def stitched(array, plan, **how):
+    """The image out of its own tiles."""
+    whole = np.full(array.shape, np.nan, np.float32)
+    axis = how.get("axis", 0)
+
+    def take(first, scores):
+        np.moveaxis(whole, axis + 1, 1)[:, first : first + scores.shape[1]] = scores
+
+    sweep = Sweep(plan, take, **how)
+    for tile in sweep:
+        sweep.add(tile, torch.from_numpy(plan.cut(array, tile)))
+    return whole
 
 
 def test_starts_are_spread_evenly_over_an_axis():
@@ -71,7 +80,14 @@ def test_stitching_tiles_gives_the_image_back(data):
     tile = tuple(data.draw(st.integers(1, 16)) for _ in range(ndim))
     plan = plan_tiles(shape, tile, data.draw(st.floats(0, 0.8)), data.draw(st.sampled_from([1, 2, 4, 8])))
     image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    np.testing.assert_allclose(stitched(image, plan), image, atol=1e-5)
+    axis, keep = data.draw(st.integers(0, ndim - 1)), data.draw(st.sampled_from(["host", "disk"]))
+    np.testing.assert_allclose(stitched(image, plan, axis=axis, keep=keep), image, atol=1e-5)
+    begin = data.draw(st.integers(0, shape[axis] - 1))
+    later = np.moveaxis(stitched(image, plan, axis=axis, begin=begin), axis + 1, 1)
+    np.testing.assert_array_equal(np.isnan(later[:, :begin]), True)
+    np.testing.assert_allclose(later[:, begin:], np.moveaxis(image, axis + 1, 1)[:, begin:], atol=1e-5)
+    half = stitched(image, plan, axis=axis, sums="float16")
+    np.testing.assert_allclose(half, image, atol=0.01)
 
 
 @given(
@@ -111,23 +127,41 @@ def test_impossible_plans_are_errors(shape, tile, overlap, multiple):
         plan_tiles(shape, tile, overlap, multiple)
 
 
+def nobody(first, scores):
+    """Takes nothing."""
+
+
 def test_another_number_of_channels_is_an_error():
-    plan = plan_tiles((8,), (4,), 0.0)
-    stitcher = Stitcher(plan)
-    stitcher.add((0,), np.zeros((2, 4), np.float32))
+    sweep = Sweep(plan_tiles((8,), (4,), 0.0), nobody)
+    sweep.add((0,), torch.zeros(2, 4))
     with pytest.raises(ModelError, match="3 channels after 2"):
-        stitcher.add((1,), np.zeros((3, 4), np.float32))
+        sweep.add((1,), torch.zeros(3, 4))
 
 
 def test_a_tile_of_another_size_is_an_error():
-    plan = plan_tiles((8,), (4,), 0.0)
     with pytest.raises(ModelError, match=r"\(2,\) out of a tile of \(4,\)"):
-        Stitcher(plan).add((0,), np.zeros((1, 2), np.float32))
+        Sweep(plan_tiles((8,), (4,), 0.0), nobody).add((0,), torch.zeros(1, 2))
 
 
-def test_without_tiles_there_is_no_image():
-    with pytest.raises(ModelError, match="No tile"):
-        Stitcher(plan_tiles((8,), (4,))).result()
+def test_planes_are_handed_over_as_soon_as_no_tile_reaches_them():
+    plan = plan_tiles((10, 6), (4, 4), overlap=0.5)
+    assert plan.axes[0].starts == (0, 2, 4, 6)
+    events = []
+    sweep = Sweep(plan, lambda first, scores: events.append((first, scores.shape[1])))
+    for n, tile in enumerate(sweep, 1):
+        sweep.add(tile, torch.ones(1, 4, 4))
+        events.append(n)
+    # two tiles in a row: planes 0 and 1 after the first row, the last four after the last
+    planes = [e for e in events if isinstance(e, tuple)]
+    assert [events.index(e) for e in planes] == sorted(events.index(e) for e in planes)
+    assert events[:3] == [1, (0, 2), 2]
+    assert sum(count for _, count in planes) == sweep.finished == 10
+    assert len(sweep) == 8
+
+
+def test_least_is_held_along_the_longest_axis():
+    assert sweep_axis(plan_tiles((40, 100, 40), (16, 16, 16))) == 1
+    assert sweep_axis(plan_tiles((40, 40), (16, 16))) == 0
 
 
 def test_a_halo_gets_no_weight_and_widens_the_overlap():

@@ -16,7 +16,8 @@ from napari_medai.core.errors import InputError, ModelFitError
 from napari_medai.core.stage import Part
 from napari_medai.core.volume import Volume
 from napari_medai.engine.saliency import grad_cam_pp, occlusion
-from napari_medai.engine.tiling import Stitcher, plan_tiles
+from napari_medai.engine.sweep import Sweep
+from napari_medai.engine.tiling import plan_tiles
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -171,12 +172,17 @@ def _over_tiles(
     image = probe.inputs[0].cpu().numpy()
     plan = plan_tiles(shape, probe.tile, multiple=probe.multiple)
     run.note(f"explained in {len(plan)} tiles, each for itself: compare heat within a tile only")
-    stitcher = Stitcher(plan)
-    for n, tile in enumerate(plan):
+    whole = np.empty((1, *shape), np.float32)
+
+    def take(first: int, heat: NDArray[np.floating]) -> None:
+        whole[:, first : first + heat.shape[1]] = heat
+
+    sweep = Sweep(plan, take)
+    for n, tile in enumerate(sweep):
         run.progress.update(n, len(plan), "explaining")
         part = Part(run.progress, n / len(plan), (n + 1) / len(plan), "explaining")
         cut = torch.from_numpy(plan.cut(image, tile))[None].to(probe.inputs.device)
-        stitcher.add(tile, method(cut, part) * plan.weight(tile))
+        sweep.add(tile, torch.from_numpy(method(cut, part)))
         run.tiles += 1
     run.progress.update(len(plan), len(plan), "explaining")
-    return stitcher.result()
+    return whole

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+
+from napari_medai.core.plan import Accumulator
 
 # What torch says where it has no class of its own for lack of memory (CPU allocator, Apple, cuBLAS, cuDNN).
 _PHRASES = (
@@ -18,6 +21,8 @@ _PHRASES = (
 
 # Below this edge in voxels a tile is all border
 SMALLEST_EDGE = 8
+# Type of the sums of overlapping tiles
+Sums = Literal["float32", "float16"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,15 +45,23 @@ class Setting:
         Largest edges of a tile in voxels.
     batch : int
         Tiles per forward pass.
+    sums : {"float32", "float16"}
+        Type of the sums of overlapping tiles.
+    keep : {"device", "host", "disk"}
+        Where those sums are kept; on the CPU ``"host"`` from the beginning.
     """
 
     device: torch.device
     tile: tuple[int, ...]
     batch: int
+    sums: Sums = "float32"
+    keep: Accumulator = "host"
 
 
-def smaller(setting: Setting, first: Setting, multiple: Sequence[int]) -> tuple[Setting, str] | None:
-    """The next way that needs less memory: a smaller batch, then a smaller tile, then the CPU.
+def smaller(
+    setting: Setting, first: Setting, multiple: Sequence[int], halo: Sequence[int] = ()
+) -> tuple[Setting, str] | None:
+    """The next way that needs less memory: smaller batch, smaller tile, sums in half precision, then elsewhere, CPU.
 
     Parameters
     ----------
@@ -59,6 +72,8 @@ def smaller(setting: Setting, first: Setting, multiple: Sequence[int]) -> tuple[
     multiple : sequence of int
         Of which the edges of a tile are multiples; halving stops at two of them, so that
         tiles can still overlap, and at `SMALLEST_EDGE`.
+    halo : sequence of int, optional
+        Reach of the network; a tile stays larger than twice that.
 
     Returns
     -------
@@ -71,19 +86,37 @@ def smaller(setting: Setting, first: Setting, multiple: Sequence[int]) -> tuple[
         return replace(
             setting, batch=batch
         ), f"{name} ran out of memory: {batch} instead of {setting.batch} tiles at once"
-    tile = list(setting.tile)
-    # the longest edge that can still be halved
-    for n in sorted(range(len(tile)), key=lambda n: -tile[n]):
-        half = tile[n] // 2 // multiple[n] * multiple[n]
-        if half >= max(SMALLEST_EDGE, 2 * multiple[n]):
-            tile[n] = half
-            return replace(setting, tile=tuple(tile)), (
-                f"{name} ran out of memory: tiles of {_size(tile)} instead of {_size(setting.tile)} voxels"
-            )
+    tile = smaller_tile(setting.tile, multiple, halo)
+    if tile is not None:
+        return replace(setting, tile=tile), (
+            f"{name} ran out of memory: tiles of {size_text(tile)} instead of {size_text(setting.tile)} voxels"
+        )
+    if setting.sums == "float32":
+        return replace(setting, sums="float16"), f"{name} ran out of memory: sums of tiles in half precision"
+    if setting.keep == "device":
+        return replace(setting, keep="host"), f"{name} ran out of memory: sums of tiles in the machine's memory"
     if name != "cpu":
-        return Setting(torch.device("cpu"), first.tile, 1), f"{name} ran out of memory: running on the CPU instead"
+        return (
+            Setting(torch.device("cpu"), first.tile, 1),
+            f"{name} ran out of memory: running on the CPU instead",
+        )
+    if setting.keep == "host":
+        return replace(setting, keep="disk"), f"{name} ran out of memory: sums of tiles in a temporary file"
     return None
 
 
-def _size(edges: Sequence[int]) -> str:
+def smaller_tile(tile: Sequence[int], multiple: Sequence[int], halo: Sequence[int] = ()) -> tuple[int, ...] | None:
+    """A tile with its longest edge halved that can be; none if every edge is as short as it may be."""
+    edges = list(tile)
+    for n in sorted(range(len(edges)), key=lambda n: -edges[n]):
+        half = edges[n] // 2 // multiple[n] * multiple[n]
+        reach = halo[n] if halo else 0
+        if half >= max(SMALLEST_EDGE, 2 * multiple[n], 2 * reach + multiple[n]):
+            edges[n] = half
+            return tuple(edges)
+    return None
+
+
+def size_text(edges: Sequence[int]) -> str:
+    """``"96 x 96 x 96"``."""
     return " x ".join(map(str, edges))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +17,22 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import ModelError
 from napari_medai.core.stage import Progress
 from napari_medai.engine.memory import Setting, is_out_of_memory
-from napari_medai.engine.tiling import Stitcher, Tile, TilePlan
+from napari_medai.engine.peak import Peak
+from napari_medai.engine.planning import Cost
+from napari_medai.engine.sweep import Sweep
+from napari_medai.engine.tiling import Tile, TilePlan
 
 Network = Callable[[torch.Tensor], torch.Tensor]
+# Outputs of tiles that are known already
+Known = MutableMapping[Tile, torch.Tensor]
+
+# Types of half precision, by the name that the record has of them
+HALF = {"float16 (autocast)": torch.float16, "bfloat16 (autocast)": torch.bfloat16}
+# Half precision is kept if so large a share of the first tile's voxels gets the same label as in float32
+AGREEMENT = 0.999
+# Outputs of tiles of one value alone are remembered up to so many bytes
+_REMEMBERED_BYTES = 2**27
+_MIB = 2**20
 
 
 class Observer(Protocol):
@@ -28,31 +44,72 @@ class Observer(Protocol):
     def tile_done(self, count: int) -> None:
         """Tiles went through the network."""
 
-    def use_float32(self, note: str) -> None:
-        """Half precision overflowed."""
+    def lower_precision_failed(self, note: str) -> None:
+        """Half precision overflowed, or gives other labels: another type from here on."""
 
 
-def predict(
-    array: NDArray[np.float32], network: Network, stitcher: Stitcher, setting: Setting, observer: Observer
-) -> NDArray[np.float32]:
-    """Run a network over an image, tile by tile, and blend the results.
+class Rows:
+    """An image that is read a row of tiles at a time: what is in memory is as deep as a tile.
 
     Parameters
     ----------
-    array : (C, \\*shape) float32 array
+    array : array
+        (C, \\*shape): numpy, or anything that is cut like it (dask, Zarr).
+    plan : TilePlan
+        How it is cut.
+    axis : int
+        Along which the rows follow each other.
+    """
+
+    def __init__(self, array: Any, plan: TilePlan, axis: int) -> None:
+        self._array, self._plan, self._axis = array, plan, axis
+        self._row, self._begin = -1, 0
+        self._pixels: NDArray[np.float32] | None = array if isinstance(array, np.ndarray) else None
+
+    def cut(self, tile: Tile) -> NDArray[np.float32]:
+        """The pixels of a tile, (C, \\*tile)."""
+        if isinstance(self._array, np.ndarray):
+            return self._plan.cut(self._array, tile)
+        if self._row != tile[self._axis] or self._pixels is None:
+            self._row = tile[self._axis]
+            index = self._plan.axes[self._axis].indices(self._row)
+            self._begin = int(index.min())
+            where = [slice(None)] * (len(self._plan.axes) + 1)
+            where[self._axis + 1] = slice(self._begin, int(index.max()) + 1)
+            self._pixels = None  # first, or two rows would be in memory
+            self._pixels = np.asarray(self._array[tuple(where)], dtype=np.float32)
+        origin = [0] * len(self._plan.axes)
+        origin[self._axis] = self._begin
+        return self._plan.cut(self._pixels, tile, origin)
+
+
+def predict(
+    rows: Rows,
+    network: Network,
+    sweep: Sweep,
+    setting: Setting,
+    observer: Observer,
+    known: Known | None = None,
+) -> None:
+    """Run a network over an image, tile by tile; the sweep blends and hands over what is final.
+
+    A tile in which every pixel of a channel has one value (air that was clipped, padding) gives what another such tile
+    gave: the network is asked once.
+
+    Parameters
+    ----------
+    rows : Rows
         The image.
     network : callable
         (B, C, \\*tile) -> (B, K, \\*tile); on the setting's device.
-    stitcher : Stitcher
-        Knows how the image is cut; tiles that it already has are not run again.
+    sweep : Sweep
+        Says which tiles, in which order.
     setting : Setting
         Device and tiles per pass.
     observer : Observer
         Told of every pass; its progress may stop the run.
-
-    Returns
-    -------
-    (K, \\*shape) float32 array
+    known : mapping, optional
+        Outputs of tiles, each (K, \\*tile), that went through the network already; emptied.
 
     Raises
     ------
@@ -62,23 +119,81 @@ def predict(
     Cancelled
         The run was stopped.
     """
-    plan, total = stitcher.plan, len(stitcher.plan)
-    tiles = islice(plan, stitcher.done, None)
+    total, done = len(sweep), 0
+    known = {} if known is None else known
+    flat: dict[tuple[float, ...], torch.Tensor] = {}
     observer.progress.check()
-    while batch := list(islice(tiles, setting.batch)):
-        pixels = torch.from_numpy(np.stack([plan.cut(array, tile) for tile in batch])).to(setting.device)
+    for batch in _ahead(_batches(rows, sweep, setting.batch, known), setting.device):
+        # of tiles with the same one value only the first is asked for
+        asked: dict[tuple[float, ...] | int, int] = {}
+        for n, one in enumerate(batch):
+            if one.tile not in known and one.value not in flat:
+                asked.setdefault(one.value or n, n)
+        out: torch.Tensor | None = None
         with torch.inference_mode():
-            out = _forward(network, pixels, setting.device, observer)
-            for tile, values in _weighted(out, batch, plan):
-                stitcher.add(tile, values)
-        observer.tile_done(len(batch))
-        observer.progress.update(stitcher.done, total, f"tile {stitcher.done} of {total}")
-    return stitcher.result()
+            if asked:
+                pixels = _stacked([batch[n].pixels for n in asked.values()], setting.device)
+                out = forward(network, pixels, observer)
+            place = {key: at for at, key in enumerate(asked)}
+            passed = len(asked)
+            for n, one in enumerate(batch):
+                if one.tile in known:
+                    values = known.pop(one.tile)
+                    passed += 1
+                elif one.value in flat:
+                    values = flat[one.value]
+                else:
+                    assert out is not None
+                    values = out[place[one.value or n]]
+                    if one.value and (1 + len(flat)) * values.nbytes <= _REMEMBERED_BYTES:
+                        flat[one.value] = values.clone()
+                sweep.add(one.tile, values)
+        out = None
+        done += len(batch)
+        observer.tile_done(passed)
+        observer.progress.update(done, total, f"tile {done} of {total}")
 
 
-def _forward(network: Network, pixels: torch.Tensor, device: torch.device, observer: Observer) -> torch.Tensor:
-    """One pass, checked; in half precision if the observer says so, and again in float32 if that overflows."""
-    half = observer.precision != "float32"
+def first_pass(rows: Rows, network: Network, sweep: Sweep, setting: Setting, observer: Observer) -> tuple[Known, Cost]:
+    """Run one tile, measure what it takes, and check half precision against float32.
+
+    Returns
+    -------
+    mapping, Cost
+        The tile's output, for `predict`; what a pass takes.
+    """
+    observer.progress.check()
+    tile = next(iter(sweep))
+    device = setting.device
+    with torch.inference_mode():
+        pixels = _stacked([rows.cut(tile)], device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        peak = Peak()
+        began = time.perf_counter()
+        out = forward(network, pixels, observer)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        host, on_device = peak.close() - peak.before, 0.0
+        if device.type == "cuda":
+            on_device = (torch.cuda.max_memory_allocated(device) - before) / _MIB
+        out = _agreed(network, pixels, out, observer)
+    cost = Cost(tuple(pixels.shape[2:]), 1, out.shape[1], max(host, out.nbytes / _MIB), on_device, seconds)
+    return {tile: out[0]}, cost
+
+
+def forward(network: Network, pixels: torch.Tensor, observer: Observer) -> torch.Tensor:
+    """One pass, checked; float32 (B, K, \\*tile). In half precision if the observer says so, else if that overflows.
+
+    Raises
+    ------
+    ModelError
+        As `predict`.
+    """
+    device, half = pixels.device, HALF.get(observer.precision)
     try:
         with _autocast(device, half):
             out = network(pixels)
@@ -98,22 +213,79 @@ def _forward(network: Network, pixels: torch.Tensor, device: torch.device, obser
             f"The network made {tuple(out.shape[2:])} out of a tile of {tuple(pixels.shape[2:])}; they must agree."
         )
     out = out.float()
-    if bool(torch.isfinite(out).all()):
+    # a sum is finite only if what it is of is, and needs no memory; a sum can overflow where nothing else did
+    if bool(torch.isfinite(out.sum())) or bool(torch.isfinite(out).all()):
         return out
-    if half:
-        observer.use_float32("half precision overflowed: running in float32 instead")
-        return _forward(network, pixels, device, observer)
+    if half is not None:
+        observer.lower_precision_failed("half precision overflowed")
+        return forward(network, pixels, observer)
     raise ModelError("The network gave values that are not finite; its weights or its input do not fit it.")
 
 
-def _autocast(device: torch.device, half: bool) -> AbstractContextManager[object]:
-    # float16 keeps three bits more than bfloat16; where it overflows the pass is repeated in float32
-    return torch.autocast(device.type, dtype=torch.float16) if half else nullcontext()
+def _agreed(network: Network, pixels: torch.Tensor, out: torch.Tensor, observer: Observer) -> torch.Tensor:
+    """The output in a precision in which the labels are those of float32."""
+    while observer.precision in HALF and out.shape[1] > 1:
+        with _autocast(pixels.device, None):
+            exact = network(pixels).float()
+        share = float((exact.argmax(1) == out.argmax(1)).float().mean())
+        if share >= AGREEMENT:
+            return out
+        observer.lower_precision_failed(f"half precision changed {1 - share:.2%} of the first tile's labels")
+        out = exact if observer.precision not in HALF else forward(network, pixels, observer)
+    return out
 
 
-def _weighted(out: torch.Tensor, batch: list[Tile], plan: TilePlan) -> Iterator[tuple[Tile, NDArray[np.float32]]]:
-    """Each tile's output times its weights, in the machine's memory."""
-    for tile, values in zip(batch, out, strict=True):
-        if len(plan) > 1:
-            values = values * torch.from_numpy(plan.weight(tile)).to(values.device)
-        yield tile, values.cpu().numpy()
+def _autocast(device: torch.device, half: torch.dtype | None) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=half) if half is not None else nullcontext()
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A tile with its pixels, and the value of each channel where it has only one."""
+
+    tile: Tile
+    pixels: NDArray[np.float32]
+    value: tuple[float, ...]
+
+
+def _batches(rows: Rows, sweep: Sweep, size: int, known: Known) -> Iterator[list[_Cut]]:
+    """Tiles with their pixels, so many at a time."""
+    tiles = iter(sweep)
+    while batch := list(islice(tiles, size)):
+        cuts = []
+        for tile in batch:
+            pixels = np.zeros(0, np.float32) if tile in known else rows.cut(tile)
+            cuts.append(_Cut(tile, pixels, _value(pixels)))
+        yield cuts
+
+
+def _ahead(batches: Iterator[list[_Cut]], device: torch.device) -> Iterator[list[_Cut]]:
+    """The same; for an accelerator the next batch is cut while the one in hand is computed."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    with ThreadPoolExecutor(1, "medai-tiles") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def _stacked(pixels: list[NDArray[np.float32]], device: torch.device) -> torch.Tensor:
+    """(B, C, \\*tile) on the device."""
+    tensor = torch.from_numpy(np.stack(pixels))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _value(pixels: NDArray[np.float32]) -> tuple[float, ...]:
+    """The value of each channel where it has only one; else empty."""
+    if not pixels.size:
+        return ()
+    flat = pixels.reshape(len(pixels), -1)
+    first = flat[:, 0]
+    # most tiles are told by their middle already
+    if (flat[:, flat.shape[1] // 2] != first).any() or (flat != first[:, None]).any():
+        return ()
+    return tuple(map(float, first))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -24,16 +22,12 @@ from napari_medai.core.volume import Volume
 from napari_medai.engine import load_runner
 from napari_medai.engine.device import choose_device, release_memory
 from napari_medai.engine.isolated_limits import inside
-from napari_medai.engine.memory import Setting, is_out_of_memory, smaller
-from napari_medai.engine.predict import predict
-from napari_medai.engine.tiling import Stitcher, plan_tiles
+from napari_medai.engine.memory import is_out_of_memory
+from napari_medai.engine.peak import RunMemory
+from napari_medai.engine.streaming import stream
+from napari_medai.engine.sweep import Take
 from napari_medai.engine.weights import forget, load_network
 from napari_medai.models.spec import Model, ModelSpec
-
-# Edge of a tile where neither the user nor the model says one: a few hundred MB for a U-Net
-DEFAULT_TILE = {1: 16384, 2: 512, 3: 96}
-# Voxels per forward pass of an accelerator: more brings no speed and needs memory
-VOXELS_PER_PASS = 2**21
 
 _SOFTWARE = ("napari-medai", "torch", "monai", "numpy")
 _MIB = 2**20
@@ -59,10 +53,14 @@ class Run:
     device : torch.device
         Where it runs; becomes the CPU if the accelerator runs out of memory.
     precision : str
-        ``"float32"`` or ``"float16 (autocast)"``, the default on CUDA; a runner whose network needs it sets
-        ``"float32"`` before it predicts.
+        ``"float32"``; on CUDA ``"float16 (autocast)"``, the default there, or ``"bfloat16 (autocast)"``. A runner whose
+        network needs it sets ``"float32"`` before it predicts.
     tiles : int
         Number of tiles that went through a network.
+    planned : bool
+        Whether its plan was told.
+    memory : RunMemory
+        What it took so far.
     """
 
     def __init__(
@@ -73,8 +71,9 @@ class Run:
         self.device = choose_device(params.device)
         self.precision = "float16 (autocast)" if self.device.type == "cuda" else "float32"
         self.tiles = 0
+        self.planned = False
         self._started = time.perf_counter()
-        self._memory = _Memory(self.device)
+        self.memory = RunMemory(self.device)
         for note in notes:
             self.note(note)
 
@@ -166,7 +165,7 @@ class Run:
             The network's total stride. Default: the description's. A network that needs one fixed size has that
             size as its multiple.
         tile : sequence of int, optional
-            Default: the user's, else the description's, else `DEFAULT_TILE`.
+            Default: the user's, else the description's, else `streaming.DEFAULT_TILE`.
         overlap : float, optional
             Default: the description's.
         halo : int or sequence of int, optional
@@ -187,45 +186,66 @@ class Run:
         Cancelled
             The run was stopped; it takes effect after the tile in hand.
         """
-        ndim = array.ndim - 1
-        tiling = self.spec.tiling
-        multiple = tiling.multiple if multiple is None else multiple
-        steps = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
-        overlap = tiling.overlap if overlap is None else overlap
-        halo = tiling.halo if halo is None else halo
-        edges = tuple(tile) or self._tile(ndim)
-        # the plan rounds and shrinks the tile; fallbacks begin from what is really used
-        edges = plan_tiles(array.shape[1:], edges, overlap, steps, halo).tile
-        first = setting = Setting(self.device, edges, self._batch(batch, edges))
-        network = self.network() if network is None else network
-        stitcher: Stitcher | None = None
-        while True:
-            if setting.device != self.device:  # while the network was loaded
-                first = setting = replace(setting, device=self.device, batch=1)
-            plan = plan_tiles(array.shape[1:], setting.tile, overlap, steps, halo)
-            if stitcher is None or stitcher.plan != plan:
-                stitcher = Stitcher(plan)
-            try:
-                return predict(array, network, stitcher, setting, self)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside of the except block, whose traceback holds the tensors of the failed pass
-            release_memory(self.device)
-            following = smaller(setting, first, steps)
-            if following is None:
-                raise DeviceError(
-                    f"There is not enough memory on the {self.device.type} for a tile of "
-                    f"{' x '.join(map(str, setting.tile))} voxels; close other programs, or use a smaller image."
-                )
-            setting, note = following
-            self.note(note)
-            if setting.device != self.device:
-                if isinstance(network, nn.Module):
-                    forget()
-                    network.to(setting.device)
-                release_memory(self.device)
-                self.use_cpu(note)
+        whole: NDArray[np.float32] | None = None
+
+        def take(first: int, scores: NDArray[np.floating]) -> None:
+            nonlocal whole
+            if whole is None:
+                whole = np.empty((len(scores), *array.shape[1:]), np.float32)
+            whole[:, first : first + scores.shape[1]] = scores
+
+        self.stream(
+            array, take, network, after=lambda channels: channels * prod(array.shape[1:]) * 4 / _MIB,
+            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch,
+        )  # fmt: skip
+        if whole is None:
+            raise ModelError(f"An image of {' x '.join(map(str, array.shape))} has no voxel to predict.")
+        return whole
+
+    def stream(
+        self,
+        array: Any,
+        take: Take,
+        network: nn.Module | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        axis: int = 0,
+        begin: int = 0,
+        after: Callable[[int], float] = lambda channels: 0.0,
+        multiple: int | Sequence[int] | None = None,
+        tile: Sequence[int] = (),
+        overlap: float | None = None,
+        halo: int | Sequence[int] | None = None,
+        batch: int = 0,
+    ) -> None:
+        """Run a network over an image and hand its scores over plane by plane, as soon as they are final.
+
+        Memory is that of the tiles in one row across the image, not of the image times its channels.
+
+        Parameters
+        ----------
+        array : (C, \\*spatial) array
+            Prepared pixels: numpy, or anything that is cut like it and read a row of tiles at a time (dask, Zarr).
+        take : callable
+            ``take(first, scores)``: planes ``first``, ``first + 1``, … along ``axis``, which comes first among the axes
+            of space: (K, planes, \\*rest), valid only during the call.
+        network, multiple, tile, overlap, halo, batch
+            As `predict`.
+        axis : int
+            Along which planes are handed over. Default 0.
+        begin : int
+            First plane that is wanted. Default 0.
+        after : callable
+            What ``take`` and its like make of so many channels, MiB, for the plan.
+
+        Raises
+        ------
+        ModelError, DeviceError, Cancelled
+            As `predict`.
+        """
+        stream(
+            self, array, take, network, axis=axis, begin=begin, after=after,
+            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch,
+        )  # fmt: skip
 
     def provenance(self) -> Provenance:
         """The record of the run so far."""
@@ -241,20 +261,29 @@ class Run:
             notes=tuple(self.notes),
             versions={name: _version(name) for name in _SOFTWARE},
             seconds=time.perf_counter() - self._started,
-            peak_memory_mb=self._memory.peak_mb(),
+            peak_memory_mb=self.memory.peak_mb(),
         )
 
     def tile_done(self, count: int) -> None:
         """Count tiles that went through a network, and look at the memory; called by the engine."""
         self.tiles += count
-        self._memory.look()
+        self.memory.look()
 
     def ran_elsewhere(self, device: str = "", precision: str = "", tiles: int = 0, peak_memory_mb: float = 0.0) -> None:
         """Keep in the record what another process said of itself; called by the engine."""
         self.device = torch.device(device) if device else self.device
         self.precision = precision or self.precision
         self.tiles = tiles or self.tiles
-        self._memory.seen = max(self._memory.seen, peak_memory_mb)
+        self.memory.seen = max(self.memory.seen, peak_memory_mb)
+
+    def lower_precision_failed(self, note: str) -> None:
+        """Take the next more exact type of half precision, or give it up, with a note; called by the engine."""
+        cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if cuda and self.precision == "float16 (autocast)":  # bfloat16 has the range of float32
+            self.precision = "bfloat16 (autocast)"
+            self.note(f"{note}: running in bfloat16 instead")
+        else:
+            self.use_float32(f"{note}: running in float32 instead")
 
     def use_float32(self, note: str) -> None:
         """Give up half precision, with a note; called by the engine."""
@@ -265,20 +294,6 @@ class Run:
         """Give up the accelerator, with a note; called by the engine."""
         self.device, self.precision = torch.device("cpu"), "float32"
         self.note(note)
-
-    def _tile(self, ndim: int) -> tuple[int, ...]:
-        if self.params.tile:
-            return (self.params.tile,) * ndim
-        size = self.spec.tiling.size
-        if size and len(size) != ndim:
-            raise ModelError(f"Model {self.spec.id!r} has tiles of {len(size)} axes; its input has {ndim}.")
-        return size or (DEFAULT_TILE.get(ndim, 32),) * ndim
-
-    def _batch(self, batch: int, tile: Sequence[int]) -> int:
-        wanted = batch or self.params.batch
-        if wanted:
-            return wanted
-        return 1 if self.device.type == "cpu" else max(1, min(32, VOXELS_PER_PASS // prod(tile)))
 
 
 @contextmanager
@@ -308,50 +323,8 @@ def start(
             f"Memory ran out on the {run.device.type} during {stage}; close other programs, or use a smaller image."
         ) from None
     finally:
+        run.memory.close()
         release_memory(first)
-
-
-@dataclass
-class _Memory:
-    """Peak memory of a run: the accelerator's own count, or the process's resident size."""
-
-    device: torch.device
-    seen: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        self.high_water = _high_water_mb()
-        self.look()
-
-    def look(self) -> None:
-        """Take a sample."""
-        if self.device.type == "mps":
-            now = torch.mps.driver_allocated_memory() / _MIB
-        else:
-            now = psutil.Process().memory_info().rss / _MIB
-        self.seen = max(self.seen, now)
-
-    def peak_mb(self) -> float:
-        """MiB since the run began."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / _MIB
-        self.look()
-        high = _high_water_mb()
-        # The system's mark is of the whole life of the process: it tells of this run only if it rose in it.
-        return max(self.seen, high) if self.device.type == "cpu" and high > self.high_water else self.seen
-
-
-def _high_water_mb() -> float:
-    """Largest resident size of the process so far in MiB; 0 where the system does not tell."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return float(getattr(psutil.Process().memory_info(), "peak_wset", 0) / _MIB)
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB)
 
 
 def _version(name: str) -> str:

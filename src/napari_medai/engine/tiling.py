@@ -114,11 +114,11 @@ class TilePlan:
     def __iter__(self) -> Iterator[Tile]:
         return iter(np.ndindex(*(len(axis.starts) for axis in self.axes)))
 
-    def cut(self, array: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
-        """The pixels of one tile, (C, \\*tile), of an image (C, \\*shape)."""
+    def cut(self, array: NDArray[np.float32], tile: Tile, origin: Sequence[int] = ()) -> NDArray[np.float32]:
+        """The pixels of one tile, (C, \\*tile), of an image (C, \\*shape) or a part of it that begins at ``origin``."""
         cut: NDArray[np.float32] = array
         for n, axis in enumerate(self.axes):
-            index = axis.indices(tile[n])
+            index = axis.indices(tile[n]) - (origin[n] if origin else 0)
             low, high = int(index.min()), int(index.max()) + 1
             cut = cut[(slice(None),) * (n + 1) + (slice(low, high),)]
             if high - low != axis.tile or index[0] > index[-1]:
@@ -134,14 +134,6 @@ class TilePlan:
             inside.append(slice(start, stop))
             part.append(slice(0, stop - start))
         return tuple(inside), tuple(part)
-
-    def weight(self, tile: Tile) -> NDArray[np.float32]:
-        """Weight of a tile's voxels, shape ``tile``."""
-        weight: NDArray[np.float32] = np.ones((1,) * len(self.axes), dtype=np.float32)
-        for n, axis in enumerate(self.axes):
-            row = axis.weights[tile[n]]
-            weight = weight * row.reshape([-1 if m == n else 1 for m in range(len(self.axes))])
-        return weight
 
 
 def plan_tiles(
@@ -194,55 +186,3 @@ def _plan_axis(size: int, edge: int, multiple: int, halo: int, overlap: float) -
     starts = tuple(multiple * (n * last // max(1, count - 1)) for n in range(count))
     margin = max((edge - step) // 4, min(halo, (edge - step) // 2))
     return Axis(size, edge, starts, margin if count > 1 else 0, hard=count > 1 and halo > 0 and overlap == 0)
-
-
-class Stitcher:
-    """Adds weighted tiles up to an image; knows the number of channels after the first tile.
-
-    Parameters
-    ----------
-    plan : TilePlan
-        How the image was cut.
-
-    Attributes
-    ----------
-    done : int
-        Number of tiles that were added.
-    """
-
-    def __init__(self, plan: TilePlan) -> None:
-        self.plan = plan
-        self.done = 0
-        self._sum: NDArray[np.float32] | None = None
-
-    def add(self, tile: Tile, values: NDArray[np.float32]) -> None:
-        """Add the output (K, \\*tile) of one tile, already multiplied by `TilePlan.weight`.
-
-        Raises
-        ------
-        ModelError
-            The number of channels differs from the first tile's, or the size from the tile's.
-        """
-        if values.shape[1:] != self.plan.tile:
-            raise ModelError(f"The network made {values.shape[1:]} out of a tile of {self.plan.tile}; they must agree.")
-        if self._sum is None:
-            self._sum = np.zeros((values.shape[0], *self.plan.shape), dtype=np.float32)
-        if values.shape[0] != self._sum.shape[0]:
-            raise ModelError(
-                f"The network gave {values.shape[0]} channels after {self._sum.shape[0]} in the tile before."
-            )
-        inside, part = self.plan.place(tile)
-        self._sum[(slice(None), *inside)] += values[(slice(None), *part)]
-        self.done += 1
-
-    def result(self) -> NDArray[np.float32]:
-        """The image (K, \\*shape) once every tile has been added.
-
-        Raises
-        ------
-        ModelError
-            No tile was added.
-        """
-        if self._sum is None:
-            raise ModelError("No tile was added: there is no image yet.")
-        return self._sum

@@ -1,0 +1,163 @@
+"""The tiles of an image through a network, in the way that memory allows: planned first, smaller when it runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from napari_medai.core.errors import DeviceError, ModelError
+from napari_medai.core.plan import Accumulator
+from napari_medai.engine.device import release_memory
+from napari_medai.engine.memory import Setting, is_out_of_memory, size_text, smaller
+from napari_medai.engine.planning import Cost, make_plan, next_that_may_fit, room
+from napari_medai.engine.predict import Known, Rows, first_pass, predict
+from napari_medai.engine.sweep import Sweep, Take
+from napari_medai.engine.tiling import TilePlan, plan_tiles
+from napari_medai.engine.weights import forget
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
+
+# Edge of a tile where neither the user nor the model says one: a few hundred MB for a U-Net
+DEFAULT_TILE = {1: 16384, 2: 512, 3: 96}
+# Voxels per forward pass of an accelerator: more brings no speed and needs memory
+VOXELS_PER_PASS = 2**21
+
+
+def stream(
+    run: Run,
+    array: Any,
+    take: Take,
+    network: nn.Module | Callable[[torch.Tensor], torch.Tensor] | None,
+    *,
+    axis: int,
+    begin: int,
+    after: Callable[[int], float],
+    multiple: int | Sequence[int] | None,
+    tile: Sequence[int],
+    overlap: float | None,
+    halo: int | Sequence[int] | None,
+    batch: int,
+) -> None:
+    """See `napari_medai.engine.run.Run.stream`."""
+    ndim = len(array.shape) - 1
+    tiling = run.spec.tiling
+    multiple = tiling.multiple if multiple is None else multiple
+    steps = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
+    overlap = tiling.overlap if overlap is None else overlap
+    halo = tiling.halo if halo is None else halo
+    reach = (halo,) * ndim if isinstance(halo, int) else tuple(halo)
+    edges = tuple(tile) or _tile(run, ndim)
+    # the plan rounds and shrinks the tile; fallbacks begin from what is really used
+    tiles = plan_tiles(array.shape[1:], edges, overlap, steps, reach)
+    _check_reach(tiles, reach)
+    network = run.network() if network is None else network
+    keep: Accumulator = "host" if run.device.type == "cpu" else "device"
+    first = setting = Setting(run.device, tiles.tile, _batch(run, batch, tiles.tile), keep=keep)
+    cost: Cost | None = None
+    known: Known = {}
+    while True:
+        if setting.device != run.device:  # while the network was loaded
+            first = setting = Setting(run.device, setting.tile, 1)
+        tiles = plan_tiles(array.shape[1:], setting.tile, overlap, steps, reach)
+        sweep = Sweep(tiles, take, axis=axis, begin=begin, sums=setting.sums, keep=setting.keep, device=run.device)
+        rows = Rows(array, tiles, axis)
+        try:
+            if cost is None or cost.tile != tiles.tile:
+                known, cost = first_pass(rows, network, sweep, setting, run)
+            lighter = _plan(run, setting, tiles, axis, cost, after(cost.channels), steps, reach)
+            if lighter is None:
+                predict(rows, network, sweep, setting, run, known)
+                return
+            setting, note = lighter
+            run.note(note)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the except block, whose traceback holds the tensors of the failed pass
+        begin, known = sweep.finished, {}
+        sweep.close()
+        release_memory(run.device)
+        following = smaller(setting, first, steps, reach)
+        if following is None:
+            raise DeviceError(
+                f"There is not enough memory on the {run.device.type} for a tile of "
+                f"{size_text(setting.tile)} voxels; close other programs, or use a smaller image."
+            )
+        setting, note = following
+        run.note(note)
+        if setting.device != run.device:
+            cost = None
+            if isinstance(network, nn.Module):
+                forget()
+                network.to(setting.device)
+            release_memory(run.device)
+            run.use_cpu(note)
+
+
+def _plan(
+    run: Run,
+    setting: Setting,
+    tiles: TilePlan,
+    axis: int,
+    cost: Cost,
+    after_mb: float,
+    steps: Sequence[int],
+    reach: Sequence[int],
+) -> tuple[Setting, str] | None:
+    """Tell the plan; or the next way to run, if this one would not fit.
+
+    Raises
+    ------
+    DeviceError
+        Nothing fits.
+    """
+    now = room(run.device, float(run.params.memory))
+    plan = make_plan(setting, tiles, axis, cost, after_mb, now, run.precision, run.memory.host_mb())
+    lighter = None if plan.fits else next_that_may_fit(setting, plan, steps, reach)
+    if lighter is not None:
+        return lighter
+    if not run.planned:
+        run.planned = True
+        run.progress.planned(plan)
+    if not plan.fits:
+        raise DeviceError(f"This run does not fit into memory: {plan.advice}.")
+    return None
+
+
+def _tile(run: Run, ndim: int) -> tuple[int, ...]:
+    if run.params.tile:
+        return (run.params.tile,) * ndim
+    size = run.spec.tiling.size
+    if size and len(size) != ndim:
+        raise ModelError(f"Model {run.spec.id!r} has tiles of {len(size)} axes; its input has {ndim}.")
+    return size or (DEFAULT_TILE.get(ndim, 32),) * ndim
+
+
+def _batch(run: Run, batch: int, tile: Sequence[int]) -> int:
+    wanted = batch or run.params.batch
+    if wanted:
+        return wanted
+    return 1 if run.device.type == "cpu" else max(1, min(32, VOXELS_PER_PASS // prod(tile)))
+
+
+def _check_reach(tiles: TilePlan, reach: Sequence[int]) -> None:
+    """Refuse tiles that a network reaches across: nothing in them would have seen all of its surroundings.
+
+    Raises
+    ------
+    ModelError
+        Along an axis with several tiles.
+    """
+    for axis, far in zip(tiles.axes, reach, strict=True):
+        if len(axis.starts) > 1 and axis.tile <= 2 * far:
+            raise ModelError(
+                f"The network looks {far} voxels far to each side; in tiles of {axis.tile} voxels nothing would see "
+                f"all of its surroundings. Use tiles of more than {2 * far} voxels (tile=…, medai: --tile), at least "
+                f"{4 * far} to be quick."
+            )

@@ -1,0 +1,219 @@
+"""Blend tiles to an image from its one end to the other, holding no more of it than one row of tiles is deep.
+
+Tiles come row after row along one axis. As soon as no further tile reaches a plane across that axis its scores are
+final; they are handed over and their place is used again. Memory is channels x depth of a tile x the image's
+cross-section, not channels x image.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_medai.core.errors import ModelError
+from napari_medai.core.plan import Accumulator
+from napari_medai.engine.memory import Sums
+from napari_medai.engine.tiling import Tile, TilePlan
+
+# Told of final planes: the first one's number, and (K, planes, \*rest) scores, valid only during the call
+Take = Callable[[int, NDArray[np.floating]], None]
+
+
+# Of sums on disk so much is in memory at once
+_DISK_BYTES = 2**26
+# Planes are handed over in pieces of about so many bytes
+PIECE_BYTES = 2**27
+
+
+def sweep_axis(plan: TilePlan) -> int:
+    """The axis along which least has to be held: where a row of tiles has the fewest voxels."""
+    held = [plan.tile[n] * prod(plan.shape[:n] + plan.shape[n + 1 :]) for n in range(len(plan.axes))]
+    return int(np.argmin(held))
+
+
+class Sweep:
+    """Adds the weighted tiles of a plan up, row after row along an axis.
+
+    Parameters
+    ----------
+    plan : TilePlan
+        How the image is cut.
+    take : callable
+        Gets each piece of final planes, in order: ``take(first, scores)`` with the axis of the sweep first among the
+        axes of space: (K, planes, \\*rest).
+    axis : int
+        Along which the sweep goes.
+    begin : int
+        First plane that is wanted; rows that reach no plane from there on are left out.
+    sums : {"float32", "float16"}
+        Type of the sums.
+    keep : {"device", "host", "disk"}
+        Where the sums are kept.
+    device : torch.device
+        Of the network.
+
+    Attributes
+    ----------
+    finished : int
+        Planes before this one have been handed over.
+    """
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        take: Take,
+        *,
+        axis: int = 0,
+        begin: int = 0,
+        sums: Sums = "float32",
+        keep: Accumulator = "host",
+        device: torch.device | None = None,
+    ) -> None:
+        self.plan, self.axis, self.finished = plan, axis, begin
+        self._take, self._sums, self._keep = take, sums, keep
+        self._device = device if device is not None and keep == "device" else torch.device("cpu")
+        line = plan.axes[axis]
+        rows = range(len(line.starts))
+        self._rows = [n for n in rows if min(line.size, line.starts[n] + line.tile) > begin]
+        self._depth = min(line.size, line.tile)
+        self._rest = tuple(a.size for n, a in enumerate(plan.axes) if n != axis)
+        self._total: torch.Tensor | None = None
+        self._file: _File | None = None
+        self._left = self._in_row()
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._in_row()
+
+    def __iter__(self) -> Iterator[Tile]:
+        others = [len(a.starts) for n, a in enumerate(self.plan.axes) if n != self.axis]
+        for row in self._rows:
+            for rest in np.ndindex(*others):
+                yield (*rest[: self.axis], row, *rest[self.axis :])
+
+    def _in_row(self) -> int:
+        return prod(len(a.starts) for n, a in enumerate(self.plan.axes) if n != self.axis)
+
+    def add(self, tile: Tile, values: torch.Tensor) -> None:
+        """Add the output (K, \\*tile) of one tile; weights are applied here.
+
+        Tiles are given in the order of iteration.
+
+        Raises
+        ------
+        ModelError
+            The number of channels differs from the first tile's, or the size from the tile's.
+        """
+        if tuple(values.shape[1:]) != self.plan.tile:
+            raise ModelError(
+                f"The network made {tuple(values.shape[1:])} out of a tile of {self.plan.tile}; they must agree."
+            )
+        if self._total is None:
+            self._total = self._room(len(values))
+        if len(values) != len(self._total):
+            raise ModelError(
+                f"The network gave {len(values)} channels after {len(self._total)} in the tile before; "
+                "it has to give the same number for every tile."
+            )
+        self._blend(tile, values)
+        self._left -= 1
+        if self._left == 0:
+            self._left = self._in_row()
+            self._hand_over(tile[self.axis])
+
+    def _room(self, channels: int) -> torch.Tensor:
+        shape, dtype = (channels, self._depth, *self._rest), getattr(torch, self._sums)
+        if self._keep == "disk":
+            self._file = _File(shape, np.dtype(self._sums))
+            return torch.from_numpy(self._file.array)
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def _blend(self, tile: Tile, values: torch.Tensor) -> None:
+        assert self._total is not None
+        inside, part = self.plan.place(tile)
+        planes = inside[self.axis]
+        rest = tuple(where for n, where in enumerate(inside) if n != self.axis)
+        weight = torch.ones((1,) * len(self.plan.axes))
+        for n, line in enumerate(self.plan.axes):
+            along = [1] * len(self.plan.axes)
+            along[n] = line.tile
+            weight = weight * torch.from_numpy(line.weights[tile[n]]).reshape(along)
+        weight = weight[part].movedim(self.axis, 0).to(self._device)
+        values = values[(slice(None), *part)].movedim(self.axis + 1, 1).to(self._device)
+        single = len(self.plan) == 1
+        count = len(values) if self._file is None else max(1, _DISK_BYTES // max(1, values[0].nbytes))
+        for first in range(0, len(values), count):
+            some = slice(first, first + count)
+            for ring, here in _in_ring(planes.start, planes.stop, self._depth):
+                room = self._total[(some, ring, *rest)]
+                if single:
+                    room.copy_(values[some, here])
+                else:
+                    room.addcmul_(values[some, here].to(room.dtype), weight[here].to(room.dtype))
+            if self._file is not None:
+                self._file.drop()
+
+    def _hand_over(self, row: int) -> None:
+        """The planes that no later row reaches; their place is emptied."""
+        assert self._total is not None
+        line = self.plan.axes[self.axis]
+        last = row == self._rows[-1]
+        stop = line.size if last else line.starts[row + 1]
+        # planes before the first that is wanted are emptied and handed over to nobody
+        for start, end, wanted in ((line.starts[row], min(stop, self.finished), False), (self.finished, stop, True)):
+            size = max(1, PIECE_BYTES // max(1, self._total[:, 0].nbytes))
+            for low in range(start, end, size):
+                for ring, _ in _in_ring(low, min(end, low + size), self._depth):
+                    piece = self._total[:, ring]
+                    if wanted:
+                        self._take(self.finished, piece.cpu().numpy())
+                        self.finished += piece.shape[1]
+                    if not last:
+                        piece.zero_()
+                    if self._file is not None:
+                        self._file.drop()
+        if last:
+            self.close()
+
+    def close(self) -> None:
+        """Give the memory of the sums back."""
+        self._total = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _in_ring(start: int, stop: int, depth: int) -> Iterator[tuple[slice, slice]]:
+    """Where planes start..stop lie in a ring of so many, and which of them: one piece, or two around its end."""
+    at_plane = start
+    while at_plane < stop:
+        at = at_plane % depth
+        count = min(stop - at_plane, depth - at)
+        yield slice(at, at + count), slice(at_plane - start, at_plane - start + count)
+        at_plane += count
+
+
+class _File:
+    """An array of zeros in a nameless temporary file, which is in memory only as far as it was just touched."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        size = prod(shape) * dtype.itemsize
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
+        self.array: NDArray[np.floating] = np.frombuffer(self._map, dtype).reshape(shape)
+
+    def drop(self) -> None:
+        """Let the system have the pages back; what they hold is on the disk or on the way there."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Forget the array."""
+        del self.array
+        self._file.close()
