@@ -9,8 +9,8 @@
     fresh("benchmarks.windows:ours", folder="…", edge=256)  # in a new interpreter; keyword arguments are JSON
 
 On Linux the kernel's own high-water mark of the resident size is taken, set back as the region begins
-(``/proc/self/clear_refs``, proc(5)). A thread reads it every few milliseconds, because what is measured may set it back,
-too; elsewhere the thread looks at the resident size, and misses what is shorter.
+(``/proc/self/clear_refs``, proc(5)). A thread reads it every few milliseconds, because what is measured may set it
+back, too; elsewhere the thread looks at the resident size, and misses what is shorter.
 """
 
 from __future__ import annotations
