@@ -12,17 +12,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 # onnxruntime 1.29 and later keep an identifier of the machine and report to Microsoft, unless this is set before they
 # are first imported, by whomever. Nothing here contacts the network unless a person asks for it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-try:
-    __version__ = version("napari-medai")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0"
 
 # name -> module that defines it; imported on first use (PEP 562), so that nothing heavy loads early
 _LAZY = {
@@ -58,10 +52,19 @@ if TYPE_CHECKING:
     from napari_medai.models import find_models, load_model
     from napari_medai.samples import sample
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("napari-medai")
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            return "0"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_medai.core.errors import DependencyError, ParamsError
-from napari_medai.pacs.archive import Archive, InstanceEntry, Query, SeriesEntry, StudyEntry
+from napari_medai.pacs.archive import Archive, InstanceEntry, Outcome, Query, SeriesEntry, StudyEntry
 from napari_medai.pacs.node import Access, Node, parse_address
-from napari_medai.pacs.transfer import Outcome
 
 if TYPE_CHECKING:
     from napari_medai.core.volume import Volume

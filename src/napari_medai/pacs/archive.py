@@ -13,7 +13,6 @@ from napari_medai.core.stage import Progress
 
 if TYPE_CHECKING:
     from napari_medai.pacs.node import Node
-    from napari_medai.pacs.transfer import Outcome
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"(\d{8})?(-(\d{8})?)?")
@@ -113,6 +112,43 @@ class InstanceEntry:
 
     uid: str
     sop_class: str = ""
+
+
+@dataclass
+class Outcome:
+    """What became of a transfer.
+
+    Attributes
+    ----------
+    folder : Path or None
+        Where a pulled series lies.
+    done, skipped : int
+        Instances that were moved, and those that were there already.
+    failed : dict of str to str
+        File name or SOP Instance UID -> why.
+    """
+
+    folder: Path | None = None
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def check(self, verb: str, where: object) -> None:
+        """Raise if something failed.
+
+        Raises
+        ------
+        ArchiveError
+            With the first three failures.
+        """
+        if self.failed:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(self.failed.items())[:3])
+            rest = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+            total = self.done + self.skipped + len(self.failed)
+            raise ArchiveError(
+                f"{len(self.failed)} of {total} instances were not {verb} {where} ({shown}{rest}); run the same again "
+                "to go on with those."
+            )
 
 
 class Archive(Protocol):

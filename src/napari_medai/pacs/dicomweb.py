@@ -20,6 +20,7 @@ from napari_medai.io.atomic import written
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.pacs.archive import (
     InstanceEntry,
+    Outcome,
     Query,
     SeriesEntry,
     StudyEntry,
@@ -32,7 +33,6 @@ from napari_medai.pacs.archive import (
 from napari_medai.pacs.node import ATTEMPTS, Access, Node
 from napari_medai.pacs.transfer import (
     Item,
-    Outcome,
     check_instance,
     instance_path,
     items_of,

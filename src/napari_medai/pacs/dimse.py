@@ -18,6 +18,7 @@ from napari_medai.core.stage import Progress
 from napari_medai.io.dicom.quiet import BROKEN_FILE, quietly
 from napari_medai.pacs.archive import (
     InstanceEntry,
+    Outcome,
     Query,
     SeriesEntry,
     StudyEntry,
@@ -30,7 +31,7 @@ from napari_medai.pacs.archive import (
 from napari_medai.pacs.association import MOST_CONTEXTS, BrokenOffError, associated, ended, status_text
 from napari_medai.pacs.node import ATTEMPTS, Access, Node
 from napari_medai.pacs.retrieve import UNCOMPRESSED, retrieve
-from napari_medai.pacs.transfer import Item, Outcome, items_of, kind, missing, pause, series_folder
+from napari_medai.pacs.transfer import Item, items_of, kind, missing, pause, series_folder
 
 _STUDY_KEYS = (
     "StudyInstanceUID", "StudyDate", "StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries",

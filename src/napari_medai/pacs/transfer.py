@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,43 +23,6 @@ from napari_medai.pacs.node import PAUSE_S
 
 _LONGEST_PAUSE_S = 20.0
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-
-
-@dataclass
-class Outcome:
-    """What became of a transfer.
-
-    Attributes
-    ----------
-    folder : Path or None
-        Where a pulled series lies.
-    done, skipped : int
-        Instances that were moved, and those that were there already.
-    failed : dict of str to str
-        File name or SOP Instance UID -> why.
-    """
-
-    folder: Path | None = None
-    done: int = 0
-    skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def check(self, verb: str, where: object) -> None:
-        """Raise if something failed.
-
-        Raises
-        ------
-        ArchiveError
-            With the first three failures.
-        """
-        if self.failed:
-            shown = "; ".join(f"{name}: {why}" for name, why in list(self.failed.items())[:3])
-            rest = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
-            total = self.done + self.skipped + len(self.failed)
-            raise ArchiveError(
-                f"{len(self.failed)} of {total} instances were not {verb} {where} ({shown}{rest}); run the same again "
-                "to go on with those."
-            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from napari_medai.core.result import Table, object_table
 from napari_medai.core.volume import Volume
@@ -37,6 +36,8 @@ def measure(
         2-D, and ``mean_intensity``. Centres are the mean of voxel centres.
     """
     names = names or {}
+    from scipy import ndimage  # on first use: 0.2 s that the list of stages does not need
+
     series = "t" in labels.axes
     stack_of_labels = labels.numpy() if series else labels.numpy()[np.newaxis]
     stack_of_images = image if series else image[np.newaxis]
