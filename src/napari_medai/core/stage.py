@@ -8,12 +8,13 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from napari_medai.core.errors import MedaiError, ParamsError
 from napari_medai.core.plan import Plan
+
+if TYPE_CHECKING:  # the command shows its help without numpy
+    from numpy.typing import NDArray
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
