@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf, log
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_medai.engine.slabs import Decide
 from napari_medai.models.spec import Label
 
 
@@ -43,6 +46,24 @@ def decided(
     if threshold and len(scores) == 2:
         return np.asarray(table[(scores[1] > threshold).astype(np.intp)])
     return np.asarray(table[scores.argmax(axis=0)])
+
+
+def decision(values: list[int], labels: tuple[Label, ...], output: str, threshold: float) -> Decide:
+    """How labels come out of what the network gives, before it is made probabilities; parameters as `decided`.
+
+    Probabilities grow with their logits, so that a threshold on the one is a threshold on the other.
+    """
+    own = {label.value: label.threshold for label in labels}
+    scale = float if output == "probabilities" else _logit
+    if output == "sigmoid" or len(values) == 1:
+        return Decide(tuple(values), "above", tuple(scale(threshold or own.get(value, 0.5)) for value in values))
+    if threshold and len(values) == 2:  # the second's share is above it
+        return Decide(tuple(values), "argmax", (2 * threshold - 1 if output == "probabilities" else _logit(threshold),))
+    return Decide(tuple(values))
+
+
+def _logit(probability: float) -> float:
+    return log(probability / (1 - probability)) if 0 < probability < 1 else inf * (probability - 0.5)
 
 
 def largest_piece(labels: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -33,17 +33,23 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.volume import Volume
 from napari_medai.engine.asking import Decided, First, Mirrored, Planes, first
-from napari_medai.engine.labelling import activated, decided, largest_piece, pieces
+from napari_medai.engine.labelling import activated, decided, decision, largest_piece, pieces
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.prepare import Prepared, prepare
 from napari_medai.engine.results import SliceScores
+from napari_medai.engine.sink import LabelSink, after_mb
+from napari_medai.engine.slabs import Decide
 from napari_medai.models.spec import Label
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
 
-# Scores of many classes are resampled as labels instead where they would need more than this
+# Scores of a cube at another angle are resampled as labels instead where they would need more than this
 MOST_SCORE_BYTES = 2**31
+# Another axis than the first is swept along where it is so much longer: less is held
+_LONGER = 1.3
+# Logit of what is not looked at; planes of it that are made at once
+_SURE, _FILLED = 20.0, 8
 OUTPUTS = ("softmax", "sigmoid", "probabilities", "values")
 
 
@@ -79,7 +85,7 @@ def run_network(volume: Volume, run: Run, params: Any) -> Any:
     raise ModelError(f"Model {run.spec.id!r} is for {stage!r}, which no described network does; it needs a runner.")
 
 
-def segment(volume: Volume, run: Run, params: Any) -> NDArray[np.int32]:
+def segment(volume: Volume, run: Run, params: Any) -> Any:
     """Labels on the image's grid; see `run_network`."""
     ready, network = _ready(volume, run)
     box = _box(ready, run)
@@ -94,17 +100,82 @@ def segment(volume: Volume, run: Run, params: Any) -> NDArray[np.int32]:
         found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1)
         index = np.rint(found[0]).astype(np.int32)
         return _finish(_values(index, _classes(network), labels, run), ready, box, run, params)
-    scores = _predict(pixels, network, run)
+    if ready.through is not None and ready_scores(ready, run):
+        return _through_cube(ready, box, network, run, threshold)
+    return _streamed(ready, box, network, run, params)
+
+
+def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: Run, params: Any) -> Any:
+    """Labels slab by slab: scores of the whole image never are in memory."""
+    output, labels = _output(run, "softmax"), run.spec.gives.labels
+    threshold = float(getattr(params, "threshold", 0.0))
+    shape, scores_back = ready.array.shape[1:], ready_scores(ready, run)
+    turned = ready.reorientation if scores_back or ready.same_voxels else None
+    if scores_back:
+        run.note("the network's scores were resampled to the image's grid, linearly")
+    back = ready.through is None and (scores_back or ready.same_voxels)
+    oriented = ready.oriented_shape if back else shape
+    ground = -_SURE if output == "sigmoid" else 0.0
+
+    def decide(channels: int) -> Decide:
+        return decision(_channel_values(channels, labels, run, output), labels, output, threshold)
+
+    network, how = _way(network, run, len(shape), tuple(p.stop - p.start for p in box))
+    axis = 0 if "tile" in how else int(np.argmax(shape)) if max(shape) > _LONGER * shape[0] else 0
+    kind = np.result_type(np.uint8, *(np.min_scalar_type(label.value) for label in labels))
+    sink = LabelSink(run, decide, kind, shape, oriented, turned if back else None, axis=axis, on_image=back)
+    pixels = ready.array[(slice(None), *box)]
+    low, high = box[axis].start, box[axis].stop
+    rest = tuple(place for n, place in enumerate(box) if n != axis)
+    around = tuple(n for m, n in enumerate(shape) if m != axis)
+    cropped = pixels.shape[1:] != shape
+
+    def take(first: int, scores: NDArray[np.floating]) -> None:
+        if not cropped:
+            sink.take(first, scores)
+            return
+        fill(len(scores), low + first)
+        known = max(0, sink.next - low - first)  # of an earlier run that had come beyond the box
+        if known < scores.shape[1]:
+            whole = np.full((len(scores), scores.shape[1] - known, *around), ground, np.float32)
+            whole[(slice(None), slice(None), *rest)] = scores[:, known:]
+            sink.take(sink.next, whole)
+        if low + first + scores.shape[1] == high:
+            fill(len(scores), shape[axis])
+
+    def fill(channels: int, stop: int) -> None:
+        while sink.next < stop:
+            count = min(_FILLED, stop - sink.next)
+            sink.take(sink.next, np.full((channels, count, *around), ground, np.float32))
+
+    def after(channels: int) -> float:
+        return after_mb(shape, oriented, axis, channels, np.dtype(kind).itemsize)
+
+    try:
+        if not sink.complete:
+            begin = min(max(0, sink.begin - low), high - low - 1)
+            run.stream(pixels, take, network, axis=axis, begin=begin, after=after, **how)
+    except BaseException:
+        sink.abandon()
+        raise
+    found = sink.labels()
+    if back:
+        return _kept(found, run, params)
+    return _resampled(np.asarray(found), ready, run, params)
+
+
+def _through_cube(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: Run, threshold: float) -> Any:
+    """Labels by way of a cube at another angle: its scores are looked up, linearly, in one piece."""
+    output, labels = _output(run, "softmax"), run.spec.gives.labels
+    scores = _predict(ready.array[(slice(None), *box)], network, run)
     values = _channel_values(len(scores), labels, run, output)
     scores = activated(scores, output)
-    back = ready.same_voxels or not ready_scores(ready, run) or scores[0].nbytes * len(scores) > MOST_SCORE_BYTES
-    if not back:
-        run.note("the network's scores were resampled to the image's grid, linearly")
-        whole = np.zeros((len(scores), *ready.array.shape[1:]), np.float32)
-        whole[(slice(None), *box)] = scores
-        found_labels = decided(ready.undo(whole), values, labels, output, threshold)
-        return _kept(found_labels, run, params)
-    return _finish(decided(scores, values, labels, output, threshold), ready, box, run, params)
+    if scores[0].nbytes * len(scores) > MOST_SCORE_BYTES:
+        return _finish(decided(scores, values, labels, output, threshold), ready, box, run, run.params)
+    run.note("the network's scores were resampled to the image's grid, linearly")
+    whole = np.zeros((len(scores), *ready.array.shape[1:]), np.float32)
+    whole[(slice(None), *box)] = scores
+    return _kept(decided(ready.undo(whole), values, labels, output, threshold), run, run.params)
 
 
 def classify(volume: Volume, run: Run) -> SliceScores:
@@ -172,21 +243,25 @@ def _output(run: Run, default: str) -> str:
 
 def _predict(array: NDArray[np.float32], network: nn.Module, run: Run) -> NDArray[np.float32]:
     """The network over the image, as its description says."""
+    network, how = _way(network, run, array.ndim - 1, array.shape[1:])
+    return run.predict(array, network, **how)
+
+
+def _way(network: nn.Module, run: Run, ndim: int, shape: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network as its description asks for it, and how `Run.predict` is to cut an image of a shape for it."""
     options, tiling = run.spec.options, run.spec.tiling
-    stage_default = "values" if run.spec.stage == "denoise" else "softmax"
+    output = _output(run, "values" if run.spec.stage == "denoise" else "softmax")
     step, size = tiling.multiple, tiling.size
-    if options.get("slicewise", False) and array.ndim == 4:
+    if options.get("slicewise", False) and ndim == 3:
         edges = tuple(size[-2:]) or (run.params.tile or 512,) * 2
         inner = Planes(network)
-        net = Mirrored(inner, _output(run, stage_default), run.progress.check) if options.get("mirror") else inner
-        return run.predict(array, net, tile=(1, *edges), multiple=(1, step, step), halo=(0, tiling.halo, tiling.halo))
-    net_all: nn.Module = First(network)
-    if options.get("mirror", False):
-        net_all = Mirrored(network, _output(run, stage_default), run.progress.check)
+        asked = Mirrored(inner, output, run.progress.check) if options.get("mirror") else inner
+        return asked, {"tile": (1, *edges), "multiple": (1, step, step), "halo": (0, tiling.halo, tiling.halo)}
+    whole = Mirrored(network, output, run.progress.check) if options.get("mirror", False) else First(network)
     if options.get("whole", False):
         # of the smallest multiple that holds it: one tile
-        return run.predict(array, net_all, tile=tuple(n + step for n in array.shape[1:]), overlap=0.0, batch=1)
-    return run.predict(array, net_all)
+        return whole, {"tile": tuple(n + step for n in shape), "overlap": 0.0, "batch": 1}
+    return whole, {}
 
 
 def _logits(view: NDArray[np.float32], network: nn.Module, run: Run) -> NDArray[np.float32]:
@@ -258,23 +333,32 @@ def _box(ready: Prepared, run: Run) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _finish(
-    labels: NDArray[np.int32], ready: Prepared, box: tuple[slice, ...], run: Run, params: Any
-) -> NDArray[np.int32]:
+def _finish(labels: NDArray[np.int32], ready: Prepared, box: tuple[slice, ...], run: Run, params: Any) -> Any:
     """Labels of a box of the prepared image, on the image's grid."""
     whole = np.zeros(ready.array.shape[1:], np.int32)
     whole[box] = labels
+    return _resampled(whole, ready, run, params)
+
+
+def _resampled(labels: NDArray[Any], ready: Prepared, run: Run, params: Any) -> Any:
+    """Labels of the prepared image, on the image's grid."""
     if not ready.same_voxels:
         run.note("the labels were resampled to the image's grid, to the nearest voxel")
-    return _kept(ready.undo_labels(whole), run, params)
+    return _kept(ready.undo_labels(labels), run, params)
 
 
-def _kept(labels: NDArray[np.int32], run: Run, params: Any) -> NDArray[np.int32]:
-    """What is wanted of the labels."""
+def _kept(labels: Any, run: Run, params: Any) -> Any:
+    """What is wanted of the labels; lazy ones stay lazy where all is wanted."""
     largest = run.spec.options.get("largest", False)
-    if largest == "foreground":
-        labels = np.where(largest_piece((labels != 0).astype(np.int32)) != 0, labels, 0)
-    elif largest:
-        labels = largest_piece(labels)
     smallest = int(getattr(params, "min_size", 0) or run.spec.options.get("min_size", 0))
-    return pieces(labels, smallest, run.spec.gives.kind == "instances")
+    instances = run.spec.gives.kind == "instances"
+    if not largest and smallest <= 1 and not instances:
+        return labels
+    found = np.asarray(labels)
+    if instances:
+        found = found.astype(np.int32, copy=False)  # as many as there are pieces
+    if largest == "foreground":
+        found = np.where(largest_piece((found != 0).astype(np.int32)) != 0, found, 0)
+    elif largest:
+        found = largest_piece(found)
+    return pieces(found, smallest, instances)

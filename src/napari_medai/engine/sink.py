@@ -1,0 +1,170 @@
+"""From planes of scores to labels on the image: resampling undone, decided, turned back, written, and shown.
+
+What a network says is on the axes that it wants, at its spacing; what is kept is labels on the image's own voxels.
+Between the two there is never more than a slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from napari_medai.core.geometry import Reorientation
+from napari_medai.engine.planning import room
+from napari_medai.engine.prepare import turn
+from napari_medai.engine.slabs import Decide, How, Undo
+from napari_medai.engine.store import Store, choose_store, fingerprint
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
+
+# Parameters that change how fast a run is, and not what it finds
+_NOT_OF_THE_RESULT = ("device", "batch", "memory", "tile", "override")
+# Of what is free so much may be labels
+_LABELS_SHARE = 0.25
+_MIB = 2**20
+
+
+class LabelSink:
+    """Takes a network's scores slab by slab and leaves labels on the image's grid.
+
+    Parameters
+    ----------
+    run : Run
+        Its progress is shown what is found; its progress's ``store`` is where labels go.
+    decide : callable
+        How labels come out of scores of so many channels: ``decide(channels) -> Decide``; asked once.
+    dtype : dtype
+        Of the labels.
+    shape : sequence of int
+        Of the network's grid, (\\*spatial).
+    oriented : sequence of int
+        Of the image with its axes in the network's order: what the scores are resampled to.
+    turned : Reorientation or None
+        How the image's axes were brought into that order; none if they were not.
+    axis : int
+        Of the network's grid, along which the slabs follow each other.
+    on_image : bool
+        Whether ``oriented`` is the image's own grid; if not, labels stay on the network's and nobody sees them yet.
+    how : str or sequence of str
+        See `slabs.Undo`.
+
+    Attributes
+    ----------
+    begin : int
+        First plane of scores that is needed; above 0 where an earlier run is gone on with.
+    store : Store
+        Where the labels are.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        decide: Callable[[int], Decide],
+        dtype: DTypeLike,
+        shape: Sequence[int],
+        oriented: Sequence[int],
+        turned: Reorientation | None,
+        *,
+        axis: int = 0,
+        on_image: bool = True,
+        how: How | Sequence[How] = "linear",
+    ) -> None:
+        self._run, self._axis, self._turned, self._decide = run, axis, turned, decide
+        self._oriented = tuple(oriented)
+        ways: tuple[How, ...] = (how,) * len(shape) if isinstance(how, str) else tuple(how)
+        self._store_axis = turned.order[axis] if turned is not None else axis
+        image = run.volume.spatial_shape if on_image else tuple(oriented)
+        path = run.progress.store if on_image else None
+        self._on_image = on_image
+        free = room(run.device, float(run.params.memory))
+        self.store: Store = choose_store(
+            image,
+            dtype,
+            path,
+            identity(run) if path is not None else None,
+            _LABELS_SHARE * max(0.0, free.limit_mb - free.held_mb),
+            run.note,
+            sweep=self._store_axis,
+        )
+        grids = [_first(list(part), axis) for part in (shape, oriented, ways)]
+        done = self.store.finished
+        self._undo: Undo | None = None
+        self._make_undo = partial(Undo, grids[0], grids[1], how=grids[2], begin=min(done, oriented[axis]))
+        self.begin = self._make_undo(Decide((0,))).next
+        if done:
+            run.note(f"went on from plane {done} of {oriented[axis]}, which an earlier run had finished")
+
+    @property
+    def next(self) -> int:
+        """Plane of scores that is to come next."""
+        return self.begin if self._undo is None else self._undo.next
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run had finished everything."""
+        return self.store.finished >= self._oriented[self._axis]
+
+    def take(self, first: int, scores: NDArray[np.floating]) -> None:
+        """The next planes of scores, (K, planes, \\*rest); see `sweep.Take`."""
+        if self._undo is None:
+            self._undo = self._make_undo(self._decide(len(scores)))
+        for start, labels in self._undo.add(scores):
+            where: list[slice] = [slice(0, n) for n in self._oriented]
+            where[self._axis] = slice(start, start + len(labels))
+            self._write(where, np.moveaxis(labels, 0, self._axis))
+            self.store.mark(start + len(labels))
+
+    def _write(self, where: list[slice], labels: NDArray[Any]) -> None:
+        if self._turned is not None:
+            back = self._turned.inverse()
+            labels = turn(labels, back)
+            there = []
+            for old in range(3):
+                new = self._turned.order.index(old)
+                low, high = where[new].start, where[new].stop
+                if self._turned.flips[new]:
+                    low, high = self._oriented[new] - high, self._oriented[new] - low
+                there.append(slice(low, high))
+            where = there
+        self.store.write(tuple(where), labels)
+        if self._on_image:
+            self._run.progress.partial(self.store.array, tuple(where))
+
+    def labels(self) -> Any:
+        """The labels on the image's grid, once every plane was taken: numpy, or lazy where they are not in memory."""
+        if self._undo is not None:
+            self._undo.finish()
+        self.store.close()
+        return self.store.labels()
+
+    def abandon(self) -> None:
+        """Keep what is finished for a later run; called when this one ends early."""
+        self.store.close(complete=False)
+
+
+def after_mb(shape: Sequence[int], image: Sequence[int], axis: int, channels: int, labels_bytes: int) -> float:
+    """Memory that a sink takes, MiB: labels, and the planes of scores between two slabs with their winners."""
+    cross = prod(n for m, n in enumerate(shape) if m != axis)
+    return (prod(image) * labels_bytes + 2 * channels * cross * 4) / _MIB
+
+
+def identity(run: Run) -> dict[str, str]:
+    """What makes a run: the same image, model and parameters give the same labels."""
+    values = {k: v for k, v in run.params.as_dict().items() if k not in _NOT_OF_THE_RESULT}
+    return {
+        "image": fingerprint(run.volume),
+        "stage": run.stage,
+        "model": f"{run.spec.id} {run.spec.version} {run.spec.sha256}",
+        "params": str(sorted(values.items())),
+    }
+
+
+def _first(values: list[Any], axis: int) -> list[Any]:
+    """The values with that of one axis first."""
+    return [values[axis], *values[:axis], *values[axis + 1 :]]
