@@ -1,18 +1,29 @@
-"""Models and stages that cost nothing, for tests of the panels."""
+"""Models and stages that cost nothing, for tests of the panels and of the worker.
+
+The stages run in the worker's process. A test says by files what they do there, and what they were called with.
+"""
 
 from __future__ import annotations
 
-import threading
+import builtins
+import ctypes
+import dataclasses
+import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from napari_medai.core import errors
+from napari_medai.core.plan import Plan
 from napari_medai.core.provenance import Provenance
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Accepts, Gives, Label, Model, ModelSpec
+from napari_medai.stages import STAGES
 from napari_medai.stages.measure import measure
 
 DEFECTS = ("noise", "blur", "motion", "ghosting", "bias field", "clipping")
@@ -44,55 +55,119 @@ MODELS = [
     model("micronuclei", "detect", "boxes", (2,), labels=("micronucleus",)),
     model("blobs3d", "detect", "boxes", (3,), labels=("blob",)),
 ]
-
-
-def find(stage: str = "") -> list[Model]:
-    """Stands in for `napari_medai.models.find_models`."""
-    return [m for m in MODELS if not stage or m.spec.stage == stage]
+# What a run tells of itself before it begins, if it is asked to
+PLAN = Plan("cpu", (6, 10, 10), 1, 6, "float32", "host", "float32", 2, 900.0, 0.0, 9000.0, 0.0, 3.0, True)
 
 
 class Runner:
-    """Stands in for the function of every stage; remembers what it was called with.
+    """What the stages do in the worker's process, and what they were called with there.
 
-    Attributes
+    Parameters
     ----------
-    steps, pause : int, float
-        How often it tells its progress, and for how many seconds it sleeps between.
-    gate : threading.Event or None
-        Waits for it half-way, asking meanwhile whether it is cancelled.
-    error : Exception or None
-        Raised half-way.
-    note : str
-        Told to the progress and kept in the provenance.
+    folder : Path
+        Where both sides leave word.
     """
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Volume, Model, Params]] = []
-        self.threads: list[str] = []
-        self.steps, self.pause = 4, 0.0
-        self.gate: threading.Event | None = None
-        self.error: Exception | None = None
-        self.note = ""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.does()
 
-    def load(self, stage: str) -> object:
-        """Stands in for `Stage.load`."""
+    def does(self, **how: Any) -> None:
+        """Say what the next runs do.
 
-        def run(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
-            self.calls.append((stage, volume, chosen, params))
-            self.threads.append(threading.current_thread().name)
-            for step in range(self.steps):
-                progress.update(step, self.steps, f"Tile {step + 1} of {self.steps}")
-                time.sleep(self.pause)
-                if step == self.steps // 2:
-                    if self.note:
-                        progress.note(self.note)
-                    while self.gate is not None and not self.gate.wait(0.005):
-                        progress.check()
-                    if self.error is not None:
-                        raise self.error
-            return result(stage, volume, chosen, params, (self.note,) if self.note else ())
+        steps, pause: how often they tell their progress, and for how many seconds they sleep between. hold: wait
+        half-way for `go`, asking meanwhile whether they are cancelled. error: kind and text of what is raised
+        half-way. note: told to the progress and kept in the record. plan: tell `PLAN`. partial: show each plane as
+        it is found. ends: "kill", "segfault" or "deaf" (asks nothing for a minute) half-way.
+        """
+        defaults = {"steps": 4, "pause": 0.0, "hold": False, "error": None, "note": ""}
+        (self.folder / "open").unlink(missing_ok=True)
+        settings = json.dumps(defaults | {"plan": False, "partial": False, "ends": ""} | how)
+        (self.folder / "new").write_text(settings)
+        (self.folder / "new").replace(self.folder / "settings.json")
 
-        return run
+    def go(self) -> None:
+        """Let runs that hold go on."""
+        (self.folder / "open").touch()
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """What the stages were called with, in order."""
+        found = sorted(self.folder.glob("call*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return [json.loads(path.read_text()) for path in found]
+
+    def find(self, stage: str = "") -> list[Model]:
+        """Stands in for `napari_medai.models.find_models`."""
+        return [self.knowing(m) for m in MODELS if not stage or m.spec.stage == stage]
+
+    def knowing(self, model: Model) -> Model:
+        """A model whose runs find this runner."""
+        spec = model.spec.model_copy(update={"details": {"folder": str(self.folder)}})
+        return model.model_copy(update={"spec": spec})
+
+    @staticmethod
+    def stages() -> dict[str, Any]:
+        """The rows of `STAGES` with the functions below."""
+        return {name: dataclasses.replace(row, function=f"standins:{name}") for name, row in STAGES.items()}
+
+
+def denoise(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    return _run("denoise", volume, chosen, params, progress)
+
+
+def segment(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    return _run("segment", volume, chosen, params, progress)
+
+
+def classify(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    return _run("classify", volume, chosen, params, progress)
+
+
+def detect(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    return _run("detect", volume, chosen, params, progress)
+
+
+def explain(volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    return _run("explain", volume, chosen, params, progress)
+
+
+def _run(stage: str, volume: Volume, chosen: Model, params: Params, progress: Progress) -> Result:
+    folder = Path(chosen.spec.details["folder"])
+    how = json.loads((folder / "settings.json").read_text())
+    call = {"stage": stage, "model": chosen.id, "params": params.as_dict(), "name": volume.name, "axes": volume.axes}
+    call |= {"units": volume.units, "spacing": volume.spacing, "lazy": volume.is_lazy, "pid": os.getpid()}
+    (folder / "unfinished").write_text(json.dumps(call | {"sum": float(volume.numpy().sum(dtype=np.float64))}))
+    (folder / "unfinished").rename(folder / f"call{time.time_ns()}.json")
+    if how["plan"]:
+        progress.planned(PLAN)
+    found = np.zeros(volume.spatial_shape, np.uint8)
+    for step in range(how["steps"]):
+        progress.update(step, how["steps"], f"Tile {step + 1} of {how['steps']}")
+        time.sleep(how["pause"])
+        if how["partial"]:
+            where = slice(step * len(found) // how["steps"], (step + 1) * len(found) // how["steps"])
+            found[where] = 1
+            progress.partial(found, (where, *[slice(None)] * (found.ndim - 1)))
+        if step == how["steps"] // 2:
+            _half_way(folder, how, progress)
+    return result(stage, volume, chosen, params, (how["note"],) if how["note"] else ())
+
+
+def _half_way(folder: Path, how: dict[str, Any], progress: Progress) -> None:
+    if how["note"]:
+        progress.note(how["note"])
+    while how["hold"] and not (folder / "open").exists():
+        time.sleep(0.005)
+        progress.check()
+    if how["ends"] == "kill":
+        os.kill(os.getpid(), 9)
+    elif how["ends"] == "segfault":
+        ctypes.string_at(0)
+    elif how["ends"] == "deaf":
+        time.sleep(60)
+    if how["error"]:
+        kind, text = how["error"]
+        raise (getattr(errors, kind, None) or getattr(builtins, kind))(text)
 
 
 def result(stage: str, volume: Volume, chosen: Model, params: Params, notes: tuple[str, ...]) -> Result:

@@ -148,6 +148,10 @@ class DeviceError(MedaiError):
     """The device asked for is absent or ran out of memory beyond every fallback."""
 
 
+class WorkerError(MedaiError):
+    """The process that runs stages for a window ended, cannot be started, or met a fault of the program."""
+
+
 class DependencyError(MedaiError):
     """An optional package is needed and not installed."""
 

@@ -89,7 +89,7 @@ class Process:
     def end(self) -> str:
         """End it and all that it started; says how it ended, and its last words if it did so by itself."""
         code = self._popen.poll()
-        self._kill()
+        end_tree(self._popen)
         self._ended.set()
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._popen.wait(_END_SECONDS) if code is None else code
@@ -99,20 +99,7 @@ class Process:
                     stream.close()
         words = b"".join(self._last)[-_LAST_BYTES:].decode(errors="replace").strip().splitlines()
         said = plain_text(words[-1]) if words else ""
-        return f"{_how(code)}{f'; its last words: {said}' if said else ''}"
-
-    def _kill(self) -> None:
-        started: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            started = psutil.Process(self._popen.pid).children(recursive=True)
-        if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._popen.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            self._popen.kill()
-        for other in started:
-            with contextlib.suppress(psutil.Error):
-                other.kill()
+        return f"{how_it_ended(code)}{f'; its last words: {said}' if said else ''}"
 
     def _listen(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -212,7 +199,23 @@ def _search_path(modules: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _how(code: int | None) -> str:
+def end_tree(popen: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session of its own, and all that it started."""
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(popen.pid).children(recursive=True)
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        popen.kill()
+    for other in started:
+        with contextlib.suppress(psutil.Error):
+            other.kill()
+
+
+def how_it_ended(code: int | None) -> str:
+    """In words, from what `subprocess.Popen.poll` gives."""
     if code is None:
         return "it does not end"
     if code < 0:
