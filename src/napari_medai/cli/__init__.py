@@ -5,42 +5,43 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Container
+from typing import Any
 
 import typer
 
-from napari_medai.cli import models, models_change, pacs, run, scans, system, verify
+from napari_medai.cli.commands import COMMANDS
 from napari_medai.core.errors import MedaiError, ParamsError
-from napari_medai.stages import STAGES
 from napari_medai.terminal import interrupt, say
 
-app = typer.Typer(
-    help="AI on medical and microscopy images, in true patient geometry. Research software, not a medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-models_app = typer.Typer(help="The models that can be run here, and those that can be had.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
 
-app.command()(scans.info)
-app.command()(scans.convert)
-app.command()(verify.verify)
-for _stage in STAGES.values():
-    app.command(_stage.name)(run.stage_command(_stage))
-app.command()(run.batch)
-app.command()(pacs.echo)
-app.command()(pacs.pull)
-app.command()(pacs.push)
-app.command()(system.samples)
-app.command()(system.demo)
-app.command()(system.doctor)
-models_app.command("list")(models.models_list)
-models_app.command("show")(models.models_show)
-models_app.command("probe")(models.models_probe)
-models_app.command("add")(models_change.models_add)
-models_app.command("remove")(models_change.models_remove)
-models_app.command("check")(models_change.models_check)
-models_app.command("trust")(models_change.models_trust)
+def application(words: Container[str]) -> typer.Typer:
+    """The command, with those of its subcommands that are among the words; the others are listed only.
+
+    Parameters
+    ----------
+    words : container of str
+        What was typed. Importing every subcommand takes a second, and its help a fraction of that.
+    """
+    app = typer.Typer(
+        help="AI on medical and microscopy images, in true patient geometry. Research software, not a medical device.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    models = typer.Typer(help="The models that can be run here, and those that can be had.", no_args_is_help=True)
+    app.add_typer(models, name="models")
+    for row in COMMANDS:
+        used = row.name in words and (not row.group or row.group in words)
+        (models if row.group else app).command(row.name)(row.load() if used else row.listed())
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # with everything
+        return application({word for row in COMMANDS for word in (row.name, row.group)})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # What typer makes of Ctrl-C
 INTERRUPTED = 130
@@ -53,7 +54,7 @@ def main() -> None:
     logging.captureWarnings(True)  # third-party warnings are no part of the answer
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
-        app(standalone_mode=True)
+        application(set(sys.argv[1:]))(standalone_mode=True)
     except MedaiError as error:
         say(f"medai: {error}")
         sys.exit(2 if isinstance(error, ParamsError) else 1)

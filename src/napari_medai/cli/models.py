@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table as RichTable
 
 from napari_medai.cli.options import Json
 from napari_medai.core.errors import ModelNotFoundError, ParamsError
-from napari_medai.models.spec import Model, ModelSpec
 from napari_medai.terminal import console, print_json, say
+
+if TYPE_CHECKING:
+    from napari_medai.models.spec import Model, ModelSpec
 
 Named = Annotated[str, typer.Argument(metavar="ID|PATH", help="An id (see `medai models list`), or a package.")]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_medai.cli.models import Named, found_package
 from napari_medai.cli.options import Json
 from napari_medai.core.errors import ModelError, ParamsError
-from napari_medai.models.spec import ModelSpec
-from napari_medai.models.store import Added
 from napari_medai.terminal import Shown, print_json, say
+
+if TYPE_CHECKING:
+    from napari_medai.models.spec import ModelSpec
+    from napari_medai.models.store import Added
 
 Answer = Annotated[
     list[str] | None,

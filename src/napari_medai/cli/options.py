@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_medai.core.errors import ParamsError, SeriesChoiceError
-from napari_medai.core.volume import Volume
+
+if TYPE_CHECKING:
+    from napari_medai.core.volume import Volume
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Series = Annotated[str, typer.Option("--series", help="Series UID or number, where there are several.")]

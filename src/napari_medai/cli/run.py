@@ -92,6 +92,12 @@ def stage_command(stage: Stage) -> Callable[..., None]:
     return command
 
 
+def __getattr__(name: str) -> Any:
+    if name in STAGES:
+        return stage_command(STAGES[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _check_target(stage: Stage, out: Path) -> None:
     """Refuse a file that cannot be written before anything is computed for it."""
     from napari_medai.io import find_writer

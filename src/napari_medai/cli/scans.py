@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from napari_medai.cli.options import Against, AsDicom, Check, Json, Repair, Series, Values, chosen, reading
 from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo
-from napari_medai.core.geometry import orientation_code
-from napari_medai.core.volume import Volume
 from napari_medai.terminal import print_json, say
+
+if TYPE_CHECKING:
+    from napari_medai.core.volume import Volume
 
 
 def info(source: Path, repair: Repair = "", values: Values = "", as_json: Json = False) -> None:
@@ -56,6 +57,8 @@ def info(source: Path, repair: Repair = "", values: Values = "", as_json: Json =
 
 def _orientation(volume: Volume) -> str:
     """The code of the axes' directions; empty where the header does not give them."""
+    from napari_medai.core.geometry import orientation_code
+
     known = volume.units == "mm" and volume.meta.get("oriented", True)
     return orientation_code(volume.affine) if known else ""
 
@@ -79,7 +82,7 @@ def _lines(rows: Sequence[dict[str, Any]], shared: Collection[str]) -> Iterator[
         yield from (f"  - {finding}" for finding in row["findings"] if finding not in shared)
 
 
-Openable = tuple[SeriesInfo, Callable[[], Volume]]
+Openable = tuple[SeriesInfo, Callable[[], "Volume"]]
 
 
 def _images(source: Path, repair: str, values: str) -> tuple[list[Openable], list[str], set[str]]:
