@@ -8,11 +8,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from napari_medai.core.errors import DeviceError, InputError, ModelError
 from napari_medai.core.geometry import from_ras, scaling
+from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine.nnunet.prepare import bounding_box, nonzero, normalise, prepare, put_back, read
+from napari_medai.engine.nnunet.back import Found, put_back
+from napari_medai.engine.nnunet.prepare import Case, bounding_box, nonzero, normalise, prepare, read
 from napari_medai.models.nnunet_labels import LabelSet
 from napari_medai.models.nnunet_stage import Channel, Resampling, StagePlan
 
@@ -33,6 +36,21 @@ def plan(**fields: Any) -> StagePlan:
 def scan(array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Volume:
     """Pixels in mm."""
     return Volume(np.asarray(array, dtype=np.float32), "zyx", scaling(spacing), units="mm", modality="MR")
+
+
+def labels_of(
+    logits: Any,
+    case: Case,
+    turned: StagePlan,
+    labels: LabelSet,
+    threshold: float = 0.5,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Labels (z, y, x) of logits that come plane by plane."""
+    found = Found(case, turned, labels, lambda array: array, progress or Progress())
+    planes = torch.as_tensor(np.asarray(logits)).float().split(1, dim=1)
+    put_back(iter(planes), case, turned, labels, threshold, found, lambda: None)
+    return found.labels
 
 
 def test_holes_belong_to_what_is_not_zero() -> None:
@@ -112,10 +130,19 @@ def test_prepared_and_put_back() -> None:
     assert (case.whole, case.cut) == ((6, 4, 5), (4, 2, 3))
     np.testing.assert_array_equal(case.tensor[0], pixels[1:3, 1:4, 2:6].transpose(2, 0, 1))
     logits = [np.zeros(case.cut), case.tensor[0].numpy() - 12.5, case.tensor[0].numpy() - 12.5]
-    found = put_back([lambda n=n: logits[n] for n in range(3)], case, turned, LABELS, 0.5, lambda: None)
+    seen: list[tuple[np.ndarray, tuple[slice, ...]]] = []
+
+    class Watching(Progress):
+        def partial(self, found: np.ndarray, where: tuple[slice, ...]) -> None:
+            seen.append((found, where))
+
+    found = labels_of(logits, case, turned, LABELS, progress=Watching())
     # equal logits: the first of them
     np.testing.assert_array_equal(found, (pixels > 12.5).astype(np.uint8))
     assert found.dtype == np.uint8
+    # planes of the network lie along x
+    assert [where[2] for _, where in seen] == [slice(2, 6)] or [where[2].start for _, where in seen] == [2, 3, 4, 5]
+    assert all(part is found for part, _ in seen)
 
 
 def test_regions_are_painted_in_their_order() -> None:
@@ -124,8 +151,7 @@ def test_regions_are_painted_in_their_order() -> None:
     logits = [np.array([[[1.0, 1.0, -1.0]]]), np.array([[[-1.0, 0.5, 0.5]]])]
 
     def paint(threshold: float) -> list[int]:
-        channels = [lambda n=n: logits[n] for n in range(2)]
-        return put_back(channels, case, plan(), regions, threshold, lambda: None).ravel().tolist()
+        return labels_of(logits, case, plan(), regions, threshold).ravel().tolist()
 
     assert paint(0.5) == [2, 1, 1]
     assert paint(0.7) == [2, 2, 0]  # a logit of 0.5 is a probability of 0.62, of 1 it is 0.73
@@ -164,7 +190,6 @@ def test_a_spacing_that_no_memory_holds_is_refused_at_once() -> None:
 def test_more_than_254_labels_need_sixteen_bits() -> None:
     many = LabelSet(heads=300, foreground=tuple(range(1, 300)))
     case = prepare(read(scan(np.ones((1, 1, 2))), "SimpleITKIO"), plan(), many, None, lambda: None)
-    channels = [lambda n=n: np.full((1, 1, 2), float(n)) for n in range(300)]
-    found = put_back(channels, case, plan(), many, 0.5, lambda: None)
+    found = labels_of([np.full((1, 1, 2), float(n)) for n in range(300)], case, plan(), many)
     assert found.dtype == np.uint16
     assert found.ravel().tolist() == [299, 299]

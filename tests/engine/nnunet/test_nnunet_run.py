@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 
 import napari_medai as medai
 from napari_medai import nets
-from napari_medai.core.errors import ModelError
+from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.geometry import scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
+from napari_medai.engine.nnunet import run
 from napari_medai.engine.nnunet.run import checkpoint_path, chosen_folds
+from napari_medai.engine.nnunet.spool import Spool
 from napari_medai.models import load, nnunet
 from napari_medai.models.nnunet_stage import StagePlan
 from tests.engine.nnunet.fabricate import LABELS, Made, folder_of, make, phantom, save
@@ -153,3 +156,51 @@ def test_names_of_parameters_are_nnunets(residual: bool, tmp_path: Path) -> None
     if residual:
         expected |= {"encoder.stem.convs.0.conv.weight", "encoder.stages.2.blocks.0.skip.1.norm.weight"}
     assert expected <= names
+
+
+def test_folds_that_do_not_fit_in_memory_together_meet_in_a_file(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, model = scan()[0], load(nnunet.describe(trained, mirroring=False))
+    together = medai.segment(volume, model)
+    monkeypatch.setattr(run, "held_bytes", lambda *_: 2**60)
+    apart = medai.segment(volume, model)
+    np.testing.assert_array_equal(apart.labels.numpy(), together.labels.numpy())
+    assert apart.provenance.tiles == together.provenance.tiles
+
+
+def test_three_folds_in_a_file() -> None:
+    folds = [[torch.full((2, 3), float(n * fold)).half() for n in (1, 10)] for fold in (1, 2, 6)]
+    with tempfile.TemporaryFile() as file:
+        spool = Spool(file)
+        spool.keep(folds[0])
+        spool.add(folds[1])
+        assert [mean[0, 0].item() for mean in spool.mean(folds[2], 3)] == [3, 30]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_is_said() -> None:
+    with Path("/dev/full").open("r+b", buffering=0) as file, pytest.raises(DeviceError, match="TMPDIR"):
+        Spool(file).keep([torch.zeros(2, 3)])
+
+
+def test_labels_are_shown_as_they_are_found(trained: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watching(Progress):
+        tiles = 0
+
+        def update(self, done: float, total: float, message: str = "") -> None:
+            self.tiles += message.startswith("tile")
+
+        def partial(self, found: np.ndarray, where: tuple[slice, ...]) -> None:
+            assert found.shape == (20, 28, 28)
+            assert where[1:] == (slice(0, 28), slice(0, 28))
+            seen.append((self.tiles, where[0].stop))
+
+    model = load(nnunet.describe(trained, folds="0", mirroring=False))
+    medai.segment(scan()[0], model, progress=Watching())
+    stops = [stop for _, stop in seen]
+    assert stops == sorted(stops)
+    # the first planes were there before the last tile
+    assert seen[0][0] < seen[-1][0]

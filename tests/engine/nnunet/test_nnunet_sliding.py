@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from napari_medai.core.stage import Cancelled
-from napari_medai.engine.nnunet.sliding import importance, mirrored, padded, slide, starts, tiles, windows
+from napari_medai.engine.nnunet import sliding
+from napari_medai.engine.nnunet.sliding import (
+    held_bytes,
+    importance,
+    mirrored,
+    padded,
+    slide,
+    starts,
+    tiles,
+    windows,
+)
 
 CPU = torch.device("cpu")
 
 
-def over(image: torch.Tensor, network: Any, tile: tuple[int, ...], heads: int = 1, **options: Any) -> torch.Tensor:
-    """`slide` on the CPU, silently."""
-    silent: dict[str, Any] = {"done": lambda n, of: None, "check": lambda: None}
-    return slide(image, network, tile, heads, device=CPU, keep_on=CPU, **{**silent, **options})
+def over(
+    image: torch.Tensor,
+    network: Any,
+    tile: tuple[int, ...],
+    heads: int = 1,
+    axes: tuple[int, ...] = (),
+    check: Any = lambda: None,
+    **options: Any,
+) -> torch.Tensor:
+    """`slide` on the CPU, silently; its slabs one after the other."""
+    networks = network if isinstance(network, list) else [network]
+    passes = [partial(mirrored, one, axes=axes, check=check) for one in networks]
+    slabs = slide(image, passes, tile, heads, device=CPU, keep_on=CPU, done=lambda n, of: None, check=check, **options)
+    return torch.cat([slab.clone() for slab in slabs], 1)
+
+
+def at_once(image: torch.Tensor, network: Any, tile: tuple[int, ...], heads: int, step: float) -> torch.Tensor:
+    """As nnU-Net does it: sums of the whole image."""
+    data, inner = padded(image, tile)
+    total = torch.zeros((heads, *data.shape[1:]), dtype=torch.half)
+    weight = torch.zeros(data.shape[1:], dtype=torch.half)
+    for window in windows(data.shape[1:], tile, step):
+        out = network(data[(slice(None), *window)][None].contiguous())[0]
+        out *= importance(tile)
+        total[(slice(None), *window)] += out
+        weight[window] += importance(tile)
+    return torch.div(total, weight)[(slice(None), *inner[1:])]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +111,7 @@ def test_what_a_voxel_wise_network_says_comes_back_as_it_is() -> None:
 
 def test_overlapping_tiles_are_averaged_by_their_weights() -> None:
     said = iter([1.0, 3.0])
-    found = over(torch.zeros(1, 12, 8), lambda x: torch.full_like(x, next(said)), (8, 8))
+    found = over(torch.zeros(1, 1, 12, 8), lambda x: torch.full_like(x, next(said)), (8, 8))[:, 0]
     bell = importance((8, 8)).float()[:, 4]
     # the first tile alone, both, the second alone
     assert found[0, :4, 4].tolist() == [1, 1, 1, 1]
@@ -116,3 +150,29 @@ def test_a_run_stops_within_a_tile() -> None:
     with pytest.raises(Cancelled):
         over(torch.zeros(1, 16, 16, 16), network, (8, 8, 8), axes=(0, 1, 2), check=check)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("tile", [(6, 5, 4), (8, 16, 16), (5, 6)])
+@pytest.mark.parametrize("step", [0.5, 0.3, 1.0])
+def test_slabs_are_what_sums_of_the_whole_image_are_to_the_bit(
+    tile: tuple[int, ...], step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding, "SLAB", 3 * 2 * 14 * 11)  # two planes at a time
+    image = torch.rand(2, 17, 14, 11)
+    mixing = torch.rand(3, 2, *(3,) * len(tile)) * 30
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return getattr(torch.nn.functional, f"conv{len(tile)}d")(x, mixing, padding=1)
+
+    expected = at_once(image, network, tile, 3, step)
+    found = over(image, network, tile, 3, step=step)
+    assert torch.equal(found, expected)
+    # the mean of two networks, each of which is divided by its weights first
+    other = at_once(image, lambda x: network(x) * 1.7, tile, 3, step)
+    both = over(image, [network, lambda x: network(x) * 1.7], tile, 3, step=step)
+    assert torch.equal(both, expected.add_(other).div_(2))
+
+
+def test_sums_are_held_for_the_depth_of_a_tile() -> None:
+    assert held_bytes(117, (300, 273, 273), (128, 128, 128)) == 118 * 128 * 273 * 273 * 2
+    assert held_bytes(2, (9, 30, 4), (16, 16)) == 3 * 30 * 16 * 2

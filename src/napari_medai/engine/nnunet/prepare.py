@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,7 +16,8 @@ from napari_medai.core.errors import DeviceError, InputError, ModelError
 from napari_medai.core.geometry import Reorientation, canonical_reorientation, orientation_code
 from napari_medai.core.volume import Volume
 from napari_medai.engine.device import free_memory_mb
-from napari_medai.engine.nnunet.resampling import new_shape, resample
+from napari_medai.engine.nnunet.resampling import new_shape, resample, streamed
+from napari_medai.engine.nnunet.sliding import held_bytes
 from napari_medai.engine.prepare import turn
 from napari_medai.models.nnunet_labels import LabelSet
 from napari_medai.models.nnunet_stage import Channel, StagePlan
@@ -160,14 +161,7 @@ def prepare(
             "axis; it is too small, or its spacing is wrong."
         )
     inputs = len(plan.channels) + (len(labels.foreground) if previous is not None else 0)
-    # the image, the sums of the output in half precision, and one channel in double precision
-    needed = prod(shape) * (4 * inputs + 2 * labels.heads + 8) / 2**20
-    if needed > free_memory_mb(torch.device("cpu")):
-        raise DeviceError(
-            f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has "
-            f"{' x '.join(map(str, shape))} voxels; with {labels.heads} channels of output they need {needed:,.0f} "
-            "MiB, which are not free. Close other programs, cut the image, or take a configuration of larger voxels."
-        )
+    _check_memory(shape, cut, inputs, spacing, target, plan, labels)
     seen = None
     if previous is not None:
         seen = previous.astype(np.float32).transpose(plan.forward)[box].copy()
@@ -183,6 +177,30 @@ def prepare(
         channels += [(found == value).astype(np.float32) for value in labels.foreground]
     stacked = torch.from_numpy(np.stack([channel.astype(np.float32, copy=False) for channel in channels]))
     return Case(stacked, whole, box, cut, spacing, target)
+
+
+def _check_memory(
+    shape: tuple[int, ...],
+    cut: tuple[int, ...],
+    inputs: int,
+    spacing: tuple[float, ...],
+    target: tuple[float, ...],
+    plan: StagePlan,
+    labels: LabelSet,
+) -> None:
+    """Refuse what cannot fit, before hours are spent on it."""
+    if streamed(shape, cut, target, spacing, plan.probabilities) is None:
+        sums = 2 * labels.heads * prod(shape) + 16 * prod(cut)
+    else:
+        sums = held_bytes(labels.heads, shape, plan.patch) + prod(cut)
+    # the image, and then: one channel in double precision before and after, or the sums of the output
+    needed = (4 * inputs * prod(shape) + max(sums, 8 * (prod(cut) + prod(shape)))) / 2**20
+    if needed > free_memory_mb(torch.device("cpu")):
+        raise DeviceError(
+            f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has "
+            f"{' x '.join(map(str, shape))} voxels; with {labels.heads} channels of output they need {needed:,.0f} "
+            "MiB, which are not free. Close other programs, cut the image, or take a configuration of larger voxels."
+        )
 
 
 def nonzero(data: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -232,53 +250,3 @@ def normalise(values: NDArray[np.float32], how: Channel, inside: NDArray[np.bool
             )
         values /= 255.0
     return values
-
-
-def put_back(
-    channels: Sequence[Callable[[], NDArray[Any]]],
-    case: Case,
-    plan: StagePlan,
-    labels: LabelSet,
-    threshold: float,
-    check: Callable[[], None],
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Labels on the image's own voxels from a network's output, a channel at a time.
-
-    Parameters
-    ----------
-    channels : sequence of callable
-        Each gives one channel (k, j, i) of the logits at the network's spacing.
-    case : Case
-        What they came from.
-    plan : StagePlan
-        The configuration.
-    labels : LabelSet
-        What channels mean.
-    threshold : float
-        Probability above which a voxel belongs to a region; of no effect for labels.
-    check : callable
-        Called between channels; may raise `Cancelled`.
-
-    Returns
-    -------
-    (z, y, x) array
-        uint8, or uint16 from 255 labels on.
-    """
-    kind = np.uint8 if len(labels.foreground) < 255 else np.uint16
-    found = np.zeros(case.cut, dtype=kind)
-    best: NDArray[Any] | None = None
-    for n, channel in enumerate(channels):
-        check()
-        logits = resample(channel(), case.cut, case.target, case.spacing, plan.probabilities)
-        if labels.region_values:
-            probable = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits)).float()).numpy() > threshold
-            found[probable] = labels.region_values[n]
-        elif best is None:
-            best = np.array(logits)
-        else:
-            better = logits > best
-            found[better] = n
-            np.copyto(best, logits, where=better)
-    whole = np.zeros(case.whole, dtype=kind)
-    whole[case.box] = found
-    return whole.transpose(plan.backward)

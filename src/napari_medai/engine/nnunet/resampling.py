@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from skimage.transform import resize
 
+from napari_medai.engine.slabs import How
 from napari_medai.models.nnunet_stage import Resampling
 
 Spacing = Sequence[float]
+# torch's names of modes -> this package's
+_MODES: dict[str, How] = {"linear": "sampled", "bilinear": "sampled", "nearest-exact": "nearest"}
 
 
 def new_shape(shape: Sequence[int], spacing: Spacing, wanted: Spacing) -> tuple[int, ...]:
@@ -49,6 +52,32 @@ def separate_axis(spacing: Spacing, wanted: Spacing, how: Resampling) -> int | N
     largest = [axis for axis, value in enumerate(judged) if max(judged) / value == 1]
     # two or three equally large spacings have no axis across
     return largest[0] if len(largest) == 1 else None
+
+
+def streamed(
+    old: Sequence[int], shape: Sequence[int], spacing: Spacing, wanted: Spacing, how: Resampling
+) -> tuple[How, How, How] | None:
+    """How each axis is resampled by `napari_medai.engine.slabs`; None where that takes the whole array.
+
+    Parameters
+    ----------
+    old, shape : sequence of 3 ints
+        Shape before and after.
+    spacing, wanted, how
+        As `resample`.
+    """
+    if how.method == "none" or tuple(old) == tuple(shape):
+        return ("sampled",) * 3
+    axis = separate_axis(spacing, wanted, how)
+    plane, across = "linear", "linear"
+    if how.method == "torch" and axis is not None:
+        plane, across = how.in_plane, how.across
+    elif how.method == "spline":
+        if how.order != 1 or (axis is not None and how.order_z > 1):
+            return None
+        across = "linear" if how.order_z else "nearest-exact"
+    first, second, third = (_MODES.get(across if n == axis else plane) for n in range(3))
+    return (first, second, third) if first and second and third else None
 
 
 def resample(

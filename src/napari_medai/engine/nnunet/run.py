@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.stage import Params, Part
 from napari_medai.core.volume import Volume
-from napari_medai.engine.device import release_memory
+from napari_medai.engine.device import free_memory_mb, release_memory
 from napari_medai.engine.memory import is_out_of_memory
+from napari_medai.engine.nnunet.back import Found, put_back
 from napari_medai.engine.nnunet.checkpoint import Fold, load_fold, sha256
-from napari_medai.engine.nnunet.prepare import Case, Image, as_stored, prepare, put_back, read
-from napari_medai.engine.nnunet.sliding import slide, tiles
+from napari_medai.engine.nnunet.prepare import Case, Image, as_stored, prepare, read
+from napari_medai.engine.nnunet.sliding import Network, held_bytes, mirrored, slide, tiles
+from napari_medai.engine.nnunet.spool import Spool
 from napari_medai.engine.run import Run
 from napari_medai.engine.weights import forget
 from napari_medai.models.nnunet_labels import LabelSet
@@ -57,14 +62,16 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
     if not stages:
         raise ModelError(f"The description of {run.spec.id!r} holds no stage to run; open its folder again.")
     _tell(volume, run, params)
-    image = read(volume, stages[0].reader, str(run.spec.options.get("orientation", "")))
     found: NDArray[Any] | None = None
     whole = run.progress
     for n, plan in enumerate(stages):
         run.progress = Part(whole, n / len(stages), (n + 1) / len(stages), plan.configuration)
-        found = _run_stage(image, plan, labels, found, run, float(getattr(params, "threshold", 0.0)) or 0.5)
+        # read again for each stage, so that no stage holds the pixels while its network runs
+        image = partial(read, volume, stages[0].reader, str(run.spec.options.get("orientation", "")))
+        result = _run_stage(image, plan, labels, found, run, float(getattr(params, "threshold", 0.0)) or 0.5)
+        found = result.whole.transpose(plan.backward)
     run.progress = whole
-    return np.ascontiguousarray(image.undo(np.asarray(found)))
+    return np.ascontiguousarray(result.labels)
 
 
 def _tell(volume: Volume, run: Run, params: Params) -> None:
@@ -92,36 +99,150 @@ def _mirrors(run: Run) -> bool:
 
 
 def _run_stage(
-    image: Image, plan: StagePlan, labels: LabelSet, previous: NDArray[Any] | None, run: Run, threshold: float
-) -> NDArray[Any]:
-    """Labels (z, y, x) by one configuration."""
+    read_image: Callable[[], Image],
+    plan: StagePlan,
+    labels: LabelSet,
+    previous: NDArray[Any] | None,
+    run: Run,
+    threshold: float,
+) -> Found:
+    """Labels by one configuration."""
     check = run.progress.check
     run.progress.update(0, 1, f"{plan.configuration}: preparing")
+    image = read_image()
+    undo = image.undo
     case = prepare(image, plan, labels, previous, check)
-    logits = _ensemble(case, plan, labels, run)
-    run.progress.update(0.95, 1, f"{plan.configuration}: back to the image's voxels")
-    channels = [partial(_channel, logits, n) for n in range(labels.heads)]
-    return put_back(channels, case, plan, labels, threshold, check)
+    del image
+    found = Found(case, plan, labels, undo, run.progress)
+    folds = _folds(plan, run)
+    sums = held_bytes(labels.heads, case.tensor.shape[1:], plan.patch) / 2**20
+    together = 1 < len(folds) <= free_memory_mb(run.device) / 2 // sums
+    way = Way(run.device, torch.half, together)
+    while True:
+        logits = _logits(case, plan, labels, folds, run, way)
+        try:
+            with torch.inference_mode(), _autocast(run):
+                put_back(logits, case, plan, labels, threshold, found, check)
+            return found
+        except Overflow:
+            if way.sums is torch.float32 and run.precision == "float32":
+                raise ModelError(
+                    "The network gave values that are not finite; its weights or its input do not fit it."
+                ) from None
+            way = replace(way, sums=torch.float32)
+            run.use_float32("half precision overflowed: running in float32 instead")
+            continue
+        except (RuntimeError, MemoryError) as error:
+            failed: BaseException = error
+        if isinstance(failed, torch.AcceleratorError):
+            raise failed
+        if not is_out_of_memory(failed):
+            reason = str(failed).partition("\n")[0][:300]
+            raise ModelError(f"The network failed on a tile of {plan.patch}: {reason}.") from failed
+        failed.__traceback__ = None  # it holds the tensors of the failed pass
+        del logits
+        release_memory(run.device)
+        way = _leaner(way, case, plan, labels, run)
 
 
-def _channel(logits: torch.Tensor, number: int) -> NDArray[Any]:
-    return np.asarray(logits[number].numpy())
+class Overflow(Exception):
+    """Sums that are not finite."""
 
 
-def _ensemble(case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> torch.Tensor:
-    """Mean logits of the folds, (heads, k, j, i), in half precision as each of them."""
-    folds = chosen_folds(plan, str(run.spec.options.get("folds", "all")))
-    total: torch.Tensor | None = None
-    for n, name in enumerate(folds):
-        path = checkpoint_path(run.model.folder, plan, name)
-        run.note(f"{plan.configuration}, fold {name}: {path.name}, sha256 {sha256(path)}")
-        logits = _logits(case, plan, labels, path, run, (n, len(folds)))
-        with torch.inference_mode():
-            total = logits if total is None else total.to(logits.dtype).add_(logits)
-    if total is None:
+@dataclass(frozen=True)
+class Way:
+    """How logits are summed up.
+
+    Attributes
+    ----------
+    keep_on : torch.device
+        Where the sums are.
+    sums : torch.dtype
+        Their type.
+    together : bool
+        Whether all folds see a tile at once; else one goes over the whole image after the other.
+    """
+
+    keep_on: torch.device
+    sums: torch.dtype
+    together: bool
+
+
+def _leaner(way: Way, case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> Way:
+    """The next way after memory ran out: one fold after the other, sums in the machine's memory, the CPU."""
+    if way.together:
+        run.note(f"{run.device.type} ran out of memory: one fold after the other")
+        return replace(way, together=False)
+    if run.device.type == "cpu":
+        raise DeviceError(
+            f"There is not enough memory for {labels.heads} channels of a tile of {' x '.join(map(str, plan.patch))} "
+            f"in {' x '.join(map(str, case.tensor.shape[1:]))} voxels; close other programs, or cut the image."
+        )
+    if way.keep_on.type != "cpu":
+        run.note(f"{run.device.type} has no memory for the sums: kept in the machine's memory")
+        return replace(way, keep_on=torch.device("cpu"))
+    forget()
+    release_memory(run.device)
+    run.use_cpu(f"{run.device.type} has no memory for a tile of {plan.patch}: running on the CPU instead")
+    return way
+
+
+def _folds(plan: StagePlan, run: Run) -> list[Path]:
+    """The checkpoints to run."""
+    paths = []
+    for name in chosen_folds(plan, str(run.spec.options.get("folds", "all"))):
+        paths.append(checkpoint_path(run.model.folder, plan, name))
+        run.note(f"{plan.configuration}, fold {name}: {paths[-1].name}, sha256 {sha256(paths[-1])}")
+    if not paths:
         raise ModelError(f"{plan.configuration} of {run.spec.id!r} has no fold to run.")
-    with torch.inference_mode():
-        return total.div_(len(folds)) if len(folds) > 1 else total
+    return paths
+
+
+def _logits(
+    case: Case, plan: StagePlan, labels: LabelSet, folds: Sequence[Path], run: Run, way: Way
+) -> Iterator[torch.Tensor]:
+    """Mean logits of the folds, slab by slab, in half precision as each of them."""
+    step = float(run.spec.options.get("step", 0.5))
+    if not 0 < step <= 1:
+        raise ModelError(f"The option step is {step:g}; it goes from above 0 to 1.")
+    count = tiles(case.tensor.shape[1:], plan.patch, step) * len(folds)
+    run.progress.check()
+    ran = 0
+
+    def done(_n: int, _of: int) -> None:
+        nonlocal ran
+        ran += 1
+        run.tile_done(1)
+        run.progress.update(0.05 + 0.95 * ran / count, 1, f"tile {ran} of {count}")
+
+    def over(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
+        networks = [_network(path, case, plan, labels, run) for path in paths]
+        # a network that found no memory on the accelerator has moved the run to the CPU
+        keep_on = way.keep_on if run.device.type != "cpu" else run.device
+        for slab in slide(
+            case.tensor, networks, plan.patch, labels.heads, step=step, device=run.device, keep_on=keep_on,
+            precision=way.sums, done=done, check=run.progress.check,
+        ):  # fmt: skip
+            if not bool(torch.isfinite(slab).all()):
+                raise Overflow
+            yield slab
+
+    if len(folds) == 1 or way.together:
+        yield from over(folds)
+        return
+    with tempfile.TemporaryFile(prefix="medai-logits-") as file:
+        spool = Spool(file)
+        spool.keep(over(folds[:1]))
+        for path in folds[1:-1]:
+            spool.add(over([path]))
+        yield from spool.mean(over(folds[-1:]), len(folds))
+
+
+def _network(path: Path, case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> Network:
+    """One fold with its mirror images."""
+    fold = run.load(partial(_fold, path, plan, labels.heads, len(case.tensor)))
+    assert isinstance(fold, Fold)
+    return partial(mirrored, fold, axes=fold.mirroring if _mirrors(run) else (), check=run.progress.check)
 
 
 def chosen_folds(plan: StagePlan, wish: str) -> list[str]:
@@ -164,65 +285,6 @@ def checkpoint_path(package: Path, plan: StagePlan, fold: str) -> Path:
     if not path.resolve().is_relative_to(package.resolve()):
         raise ModelError(f"The checkpoint of fold {fold!r} lies outside of the package; copy it into its folder.")
     return path
-
-
-def _logits(
-    case: Case, plan: StagePlan, labels: LabelSet, path: Path, run: Run, number: tuple[int, int]
-) -> torch.Tensor:
-    """One fold over the whole image, with less memory or more precision where the first try fails."""
-    inputs = len(case.tensor)
-    step = float(run.spec.options.get("step", 0.5))
-    if not 0 < step <= 1:
-        raise ModelError(f"The option step is {step:g}; it goes from above 0 to 1.")
-    keep_on, precision = run.device, torch.half
-    fold_number, folds = number
-    count = tiles(case.tensor.shape[1:], plan.patch, step) * folds
-    run.progress.check()
-
-    def done(n: int, of: int) -> None:
-        run.tile_done(1)
-        run.progress.update(0.05 + 0.9 * (fold_number * of + n) / count, 1, f"tile {fold_number * of + n} of {count}")
-
-    while True:
-        fold = run.load(partial(_fold, path, plan, labels.heads, inputs))
-        keep_on = keep_on if run.device.type != "cpu" else run.device
-        assert isinstance(fold, Fold)
-        axes = fold.mirroring if _mirrors(run) else ()
-        try:
-            with torch.inference_mode(), _autocast(run):
-                logits = slide(
-                    case.tensor, fold, plan.patch, labels.heads, axes=axes, step=step, device=run.device,
-                    keep_on=keep_on, precision=precision, done=done, check=run.progress.check,
-                )  # fmt: skip
-        except (RuntimeError, MemoryError) as error:
-            failed: BaseException = error
-        else:
-            if all(bool(torch.isfinite(channel).all()) for channel in logits):
-                return logits
-            if precision is torch.float32 and run.precision == "float32":
-                raise ModelError("The network gave values that are not finite; its weights or its input do not fit it.")
-            precision = torch.float32
-            run.use_float32("half precision overflowed: running in float32 instead")
-            continue
-        if isinstance(failed, torch.AcceleratorError):
-            raise failed
-        if not is_out_of_memory(failed):
-            reason = str(failed).partition("\n")[0][:300]
-            raise ModelError(f"The network failed on a tile of {plan.patch}: {reason}.") from failed
-        failed.__traceback__ = None  # it holds the tensors of the failed pass
-        release_memory(run.device)
-        if run.device.type == "cpu":
-            raise DeviceError(
-                f"There is not enough memory for {labels.heads} channels of "
-                f"{' x '.join(map(str, case.tensor.shape[1:]))} voxels; close other programs, or cut the image."
-            )
-        if keep_on.type != "cpu":
-            keep_on = torch.device("cpu")
-            run.note(f"{run.device.type} has no memory for the sums: kept in the machine's memory")
-        else:
-            forget()
-            release_memory(run.device)
-            run.use_cpu(f"{run.device.type} has no memory for a tile of {plan.patch}: running on the CPU instead")
 
 
 def _fold(path: Path, plan: StagePlan, heads: int, inputs: int, device: torch.device) -> Fold:

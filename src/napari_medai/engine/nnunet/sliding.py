@@ -5,10 +5,10 @@ Sums are kept in half precision, on the CPU too, because nnU-Net keeps them so: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations, product
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from scipy.ndimage import gaussian_filter
 
 # Value at the middle of the Gaussian, and its deviation as a share of the tile's edge
 PEAK, SIGMA = 10.0, 1 / 8
+
+# Numbers in a slab that is handed on
+SLAB = 2**25
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 Window = tuple[slice | int, ...]
@@ -73,36 +76,36 @@ def mirrored(network: Network, image: torch.Tensor, axes: Sequence[int], check: 
 
 def slide(
     data: torch.Tensor,
-    network: Network,
+    networks: Sequence[Network],
     tile: tuple[int, ...],
     heads: int,
     *,
-    axes: Sequence[int] = (),
     step: float = 0.5,
     device: torch.device,
     keep_on: torch.device,
     precision: torch.dtype = torch.half,
     done: Callable[[int, int], None],
     check: Callable[[], None],
-) -> torch.Tensor:
-    """A network's logits over a whole image.
+) -> Iterator[torch.Tensor]:
+    """Networks' logits over a whole image, slab by slab along its first axis.
+
+    Tiles follow each other with the first axis outermost, so that behind the tiles in hand planes are final: sums are
+    held for as many planes as a tile is deep. Every sum is made in nnU-Net's order, and comes out the same to the bit.
 
     Parameters
     ----------
     data : (c, k, j, i) float32 tensor
         Prepared image.
-    network : callable
-        (1, c, \\*tile) -> (1, heads, \\*tile) on ``device``.
+    networks : sequence of callable
+        (1, c, \\*tile) -> (1, heads, \\*tile) on ``device``; the logits of several are averaged.
     tile : tuple of int
         Two or three axes.
     heads : int
         Channels of the output.
-    axes : sequence of int
-        Spatial axes of the tile along which to mirror.
     step : float
         Largest distance of tiles as a share of their edge.
     device, keep_on : torch.device
-        Where the network is, and where the sums are kept.
+        Where the networks are, and where the sums are kept.
     precision : dtype
         Of the sums.
     done : callable
@@ -110,27 +113,77 @@ def slide(
     check : callable
         Called before each pass; may raise `Cancelled`.
 
-    Returns
-    -------
-    (heads, k, j, i) tensor
-        On the CPU. It holds infinities where the sums overflowed.
+    Yields
+    ------
+    (heads, d, j, i) tensor
+        On the CPU, planes in ascending order, written over later. It holds infinities where the sums overflowed.
     """
     image, inner = padded(data, tile)
-    places = windows(image.shape[1:], tile, step)
+    size, *plane = image.shape[1:]
+    deep = tile[0] if len(tile) == 3 else 1
     image = image.to(keep_on)
-    total = torch.zeros((heads, *image.shape[1:]), dtype=precision, device=keep_on)
-    weight = torch.zeros(image.shape[1:], dtype=precision, device=keep_on)
+    total = [torch.zeros((heads, deep, *plane), dtype=precision, device=keep_on) for _ in networks]
+    weight = torch.zeros((deep, *plane), dtype=precision, device=keep_on)
     bell = importance(tile).to(keep_on)
-    for n, window in enumerate(places, 1):
-        check()
-        seen = image[(slice(None), *window)][None].contiguous().to(device)
-        out = mirrored(network, seen, axes, check)[0].to(keep_on)
-        out *= bell
-        total[(slice(None), *window)] += out
-        weight[window] += bell
-        done(n, len(places))
-    torch.div(total, weight, out=total)
-    return total[(slice(None), *inner[1:])].cpu()
+    flat = windows(plane, tile[-2:], step)
+    firsts = starts(size, deep, step) if len(tile) == 3 else list(range(size))
+    count, begun = len(flat) * len(firsts) * len(networks), 0
+    for first, following in zip(firsts, [*firsts[1:], size], strict=True):
+        for window in flat:
+            depth = slice(first, first + deep)
+            seen = image[(slice(None), depth, *window)]
+            # a planar network sees no depth
+            seen = seen.reshape(1, len(image), *tile).contiguous().to(device)
+            for sums, network in zip(total, networks, strict=True):
+                check()
+                out = network(seen)[0].to(keep_on)
+                out *= bell
+                sums[(slice(None), slice(None), *window)] += out.reshape(heads, deep, *tile[-2:])
+                del out
+                begun += 1
+                done(begun, count)
+            weight[(slice(None), *window)] += bell.reshape(deep, *tile[-2:])
+        final = following - first if following < size else deep
+        yield from _final(total, weight, range(first, first + final), inner[1:])
+        if final and following < size:
+            for sums in (*total, weight[None]):
+                _shift(sums, final)
+
+
+def held_bytes(heads: int, shape: Sequence[int], tile: Sequence[int], size: int = 2) -> int:
+    """Bytes that the sums of an image (k, j, i) take, with numbers of ``size`` bytes."""
+    plane = prod(max(n, edge) for n, edge in zip(shape[-2:], tile[-2:], strict=True))
+    return (heads + 1) * (tile[0] if len(tile) == 3 else 1) * plane * size
+
+
+def slab(heads: int, plane: Sequence[int]) -> int:
+    """Planes of logits that are handed on at once."""
+    return max(1, SLAB // (heads * prod(plane)))
+
+
+def _final(
+    total: Sequence[torch.Tensor], weight: torch.Tensor, planes: range, inner: Sequence[slice]
+) -> Iterator[torch.Tensor]:
+    """The first planes of the sums, which stand for ``planes`` of the padded image: divided and cut to the image."""
+    wanted = range(max(planes.start, inner[0].start), min(planes.stop, inner[0].stop))
+    deep = slab(len(total[0]), weight.shape[1:])
+    for start in wanted[::deep]:
+        part = slice(start - planes.start, min(start + deep, wanted.stop) - planes.start)
+        mean = total[0][:, part].div_(weight[part])
+        for sums in total[1:]:
+            mean.add_(sums[:, part].div_(weight[part]))
+        if len(total) > 1:
+            mean.div_(len(total))
+        yield mean[(slice(None), slice(None), *inner[1:])].cpu()
+
+
+def _shift(sums: torch.Tensor, by: int) -> None:
+    """Move planes (n, k, j, i) to the front, and let zeros follow."""
+    deep = sums.shape[1]
+    for start in range(0, deep - by, by):
+        stop = min(start + by, deep - by)
+        sums[:, start:stop] = sums[:, start + by : stop + by]
+    sums[:, deep - by :] = 0
 
 
 def tiles(shape: Sequence[int], tile: Sequence[int], step: float) -> int:
