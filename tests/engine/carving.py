@@ -65,15 +65,13 @@ def reach_of(network: nn.Module, ndim: int, multiple: Sequence[int], edge: int) 
 
 
 def borders(shape: Sequence[int], axis: int, **how: Any) -> list[int]:
-    """Along one axis the planes at which a tile, or what is used of it, begins; without the image's own ends."""
+    """Along one axis the planes at which what is used of a tile begins, or ends before; without the image's ends."""
     line = plan_tiles(shape, **how).axes[axis]
-    found = set(line.starts) | {start + line.tile for start in line.starts}
-    if line.margin:
-        found |= {start + line.margin for start in line.starts} | {
-            start + line.tile - line.margin for start in line.starts
-        }
     if line.hard:
-        found |= {(a + line.tile + b) // 2 for a, b in pairwise(line.starts)}
+        found = {(a + line.tile + b) // 2 for a, b in pairwise(line.starts)}
+    else:
+        found = {start + line.margin for start in line.starts[1:]}
+        found |= {start + line.tile - line.margin for start in line.starts[:-1]}
     return sorted(n for n in found if 0 < n < line.size)
 
 
