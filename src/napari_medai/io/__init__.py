@@ -100,7 +100,7 @@ _ROWS = (
         (".zarr", ".ome.zarr"),
         "napari_medai.io.omezarr",
         reads=True,
-        writes="",
+        writes="images",
         sign="a folder with zarr.json or .zgroup",
     ),
     Format(
@@ -283,8 +283,8 @@ def save(
     """Write an image or a result; the suffix picks the writer.
 
     Volumes and the results that lie on a grid (`Denoised`, `Mask`, `Heatmap`) go to ``.nii``, ``.nii.gz``,
-    ``.tif``, ``.ome.tif`` and, where 2-D, ``.png`` and ``.jpg``. `Boxes`, `Scores` and the table of a `Mask` go
-    to ``.csv`` and ``.json``; JSON carries the provenance too, and NIfTI and TIFF carry it in their headers.
+    ``.tif``, ``.ome.tif``, ``.ome.zarr`` and, where 2-D, ``.png`` and ``.jpg``. `Boxes`, `Scores` and the table of a
+    `Mask` go to ``.csv`` and ``.json``; JSON carries the provenance too, and NIfTI and TIFF carry it in their headers.
 
     To ``.dcm`` go objects of the patient that the scan is of: a `Mask` becomes a Segmentation, a `Heatmap` a
     Parametric Map, any other image of one slice a derived image; one of several slices goes to a folder, whose name

@@ -20,10 +20,14 @@ from napari_medai.core.errors import (
     SeriesInfo,
     UnsupportedFormatError,
 )
-from napari_medai.core.geometry import Affine, scaling
+from napari_medai.core.geometry import Affine, as_affine, scaling
 from napari_medai.core.volume import Volume
+from napari_medai.io import record as records
+from napari_medai.io.omezarr_write import save_volume
 from napari_medai.io.pixelsize import MICROMETRES
 from napari_medai.io.single import heeding, series_of, stem
+
+__all__ = ["list_series", "open_volume", "save_volume", "sniff"]
 
 _SUFFIXES = (".zarr", ".ome.zarr")
 _MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
@@ -181,13 +185,29 @@ def _open_image(path: Path, uid: str) -> Volume:
     if 0 in array.shape or array.dtype.kind not in "biuf":
         raise UnsupportedFormatError(f"{path / uid} has the shape {array.shape} and pixels of type {array.dtype}.")
     affine, units = _place(axes, factors, scale, origin, findings)
+    record = records.load(records.dump(dict(image.attrs).get(records.KEY) or {}))
+    affine, units = _recorded(record, axes, affine, units)
     array, axes = _canonical(path / uid, array, axes)
     inside = path / uid
     name = stem(path, _SUFFIXES) + (f"_{uid.replace('/', '_')}" if uid else "")
-    meta: dict[str, Any] = {"findings": tuple(findings)}
+    meta: dict[str, Any] = records.meta_of(record) | {"findings": tuple(findings)}
     if "image-label" in attributes and array.dtype.kind in "iu":
         meta["is_labels"] = True
-    return Volume(array, axes, affine, units, name=name, meta=meta, source=str(inside)).canonical()
+    modality = record.get("modality", "")
+    return Volume(array, axes, affine, units, modality, name, meta, str(inside)).canonical()
+
+
+def _recorded(record: Mapping[str, Any], axes: str, affine: Affine, units: str) -> tuple[Affine, str]:
+    """The whole affine where we wrote it; what OME-Zarr has of it if that was changed since."""
+    try:
+        whole = as_affine(record["affine"])
+    except (LookupError, GeometryError, TypeError, ValueError):
+        return affine, units
+    of = ["zyx".index(a) for a in axes if a in "zyx"]
+    factor = 1e3 if record.get("units") == "mm" and units == "um" else 1.0  # millimetres are read as micrometres
+    spacing, origin = np.linalg.norm(whole[:3, :3], axis=0) * factor, whole[:3, 3] * factor
+    same = np.allclose(spacing[of], np.diag(affine)[of], rtol=1e-6) and np.allclose(origin[of], affine[of, 3])
+    return (whole, record.get("units", units)) if same else (affine, units)
 
 
 def _axes(scales: Mapping[str, Any], ndim: int) -> tuple[str, list[float]]:
