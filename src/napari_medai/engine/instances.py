@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -45,10 +48,60 @@ def decode_instances(
     ndarray
         int32 labels 1..n without gaps, same shape, 0 is background. Every object is one connected piece.
     """
-    mask = foreground >= foreground_threshold
-    mask = fill_small_holes(mask, min_area)
+    return decode_part(foreground, depth, Decoding(foreground_threshold, seed_threshold, saddle, min_area)).labels
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How objects come out of maps, see `decode_instances`."""
+
+    foreground_threshold: float
+    seed_threshold: float
+    saddle: float
+    min_area: int
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The objects of a part of an image.
+
+    Attributes
+    ----------
+    labels : (\\*shape) int32 array
+        1..n in the order of their anchors.
+    anchors : (n, ndim) array
+        First pixel, in the order of memory, of each object's seed: what tells an object from others whatever part of
+        the image is looked at.
+    """
+
+    labels: NDArray[np.int32]
+    anchors: NDArray[np.intp]
+
+
+def decode_part(
+    foreground: NDArray[np.floating],
+    depth: NDArray[np.floating],
+    how: Decoding,
+    goes_on: Sequence[tuple[bool, bool]] = (),
+) -> Part:
+    """As `decode_instances`, of a part of an image.
+
+    Parameters
+    ----------
+    foreground, depth : array
+        See `decode_instances`.
+    how : Decoding
+        The thresholds.
+    goes_on : sequence of (bool, bool)
+        For each axis, whether the image goes on before the part's beginning and behind its end. What touches such a
+        side is only a piece: as small as it may be it is neither a hole to be filled nor an object to be dropped.
+    """
+    saddle, min_area = how.saddle, how.min_area
+    mask = foreground >= how.foreground_threshold
+    mask = fill_small_holes(mask, min_area, goes_on)
     hills = np.where(mask, ndimage.gaussian_filter(depth.astype(np.float32), 1.0), 0.0)
-    cut = reconstruction(hills - np.float32(saddle), hills, method="dilation")
+    # The ground is at 0: a hill lower than `saddle` stays below it, whatever else the image holds.
+    cut = reconstruction(np.maximum(hills - np.float32(saddle), np.float32(0)), hills, method="dilation")
     # What sticks out of the cut landscape are the tops of hills at least `saddle` high.
     above = hills - cut
     tops = label((above > 0.5 * saddle) & mask, connectivity=1)
@@ -56,19 +109,39 @@ def decode_instances(
     height = ndimage.maximum(hills, tops, index=numbers)
     # A hill lower than `saddle` sticks out by its own height only; the tolerance is for float32.
     high = ndimage.maximum(above, tops, index=numbers) > 0.999 * saddle
-    seeds = np.where(high & (height >= seed_threshold) & (numbers > 0), numbers, 0)[tops]
+    seeds = np.where(high & (height >= how.seed_threshold) & (numbers > 0), numbers, 0)[tops]
     labels = watershed(-hills, seeds, mask=mask & _reach(mask, seeds))
-    areas = np.bincount(labels.ravel())
-    areas[0] = 0
-    return _renumber(labels, areas >= max(min_area, 1))
+    keep = np.bincount(labels.ravel(), minlength=len(numbers)) >= max(min_area, 1)
+    _at_sides(labels, goes_on, keep, True)
+    keep[0] = False
+    at = np.flatnonzero(seeds)
+    found, first = np.unique(seeds.ravel()[at], return_index=True)
+    anchors = np.stack(np.unravel_index(at[first], seeds.shape), axis=1)[keep[found]]
+    return Part(_renumber(labels, keep), anchors)
 
 
-def fill_small_holes(mask: NDArray[np.bool_], max_area: int) -> NDArray[np.bool_]:
-    """Fill the holes of a mask that have fewer than `max_area` pixels (4-neighbours in 2-D)."""
+def fill_small_holes(
+    mask: NDArray[np.bool_], max_area: int, goes_on: Sequence[tuple[bool, bool]] = ()
+) -> NDArray[np.bool_]:
+    """Fill the holes of a mask that have fewer than `max_area` pixels (4-neighbours in 2-D).
+
+    Those that touch a side where the image goes on (see `decode_part`) are left.
+    """
     holes = label(~mask, connectivity=1)
     small = np.bincount(holes.ravel()) < max_area
+    _at_sides(holes, goes_on, small, False)
     small[0] = False  # label 0 is the mask itself
     return np.asarray(mask | small[holes])
+
+
+def _at_sides(
+    labels: NDArray[np.integer], goes_on: Sequence[tuple[bool, bool]], of_label: NDArray[np.bool_], value: bool
+) -> None:
+    """Set what is kept of each label, for those that touch a side where the image goes on."""
+    for axis, ends in enumerate(goes_on):
+        for end, open_end in zip((0, -1), ends, strict=True):
+            if open_end:
+                of_label[np.unique(np.take(labels, end, axis=axis))] = value
 
 
 def _reach(mask: NDArray[np.bool_], seeds: NDArray[np.integer]) -> NDArray[np.bool_]:

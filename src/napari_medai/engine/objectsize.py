@@ -62,21 +62,31 @@ def estimate_diameter(image: NDArray[np.generic]) -> float | None:
     float or None
         Pixels; none if the image is flat or nothing of at least 12 pixels stands out.
     """
+    diameters, step = _diameters(image)
+    return typical_diameter(diameters) * step if len(diameters) else None
+
+
+def object_diameters(image: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Diameters in pixels, shape (n,), of the objects that `estimate_diameter` looks at; none if nothing stands out."""
+    diameters, step = _diameters(image)
+    return diameters * step
+
+
+def _diameters(image: NDArray[np.generic]) -> tuple[NDArray[np.float64], int]:
+    """Diameters of the objects of the thinned image, and by how much it was thinned."""
     values = np.asarray(image, dtype=np.float32)
     step = max(1, int(np.ceil(max(values.shape) / LONGEST_SIDE)))
     if step > 1:  # mean of blocks, the odd rows and columns at the end left out
         rows, columns = (n // step for n in values.shape)
         blocks = values[: rows * step, : columns * step].reshape(rows, step, columns, step)
         values = blocks.mean(axis=(1, 3))
-    low, high = np.percentile(values, (1.0, 99.8))
-    if not high > low:
-        return None
-    values = np.sqrt(np.clip((values - low) / (high - low), 0, 1))
-    values = ndimage.gaussian_filter(values, 1.0)
-    mask = fill_small_holes(values > threshold_otsu(values), 20)
+    mask = foreground_of(values)
+    if mask is None:
+        return np.zeros(0), step
+    mask = fill_small_holes(mask, 20)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1].astype(np.float32)
     if not mask.any():
-        return None
+        return np.zeros(0), step
     # A first size out of whole clumps says how far apart the centres of single objects must lie.
     clumps = label(mask, connectivity=1)
     deepest = ndimage.maximum(depth, clumps, index=np.arange(1, clumps.max() + 1))
@@ -85,8 +95,17 @@ def estimate_diameter(image: NDArray[np.generic]) -> float | None:
     seeds = np.zeros(mask.shape, dtype=np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     diameters = equivalent_diameters(watershed(-depth, seeds, mask=mask))
-    diameters = diameters[diameters >= equivalent_diameters(np.ones((3, 4), dtype=np.int64))[0]]
-    return typical_diameter(diameters) * step if len(diameters) else None
+    return diameters[diameters >= equivalent_diameters(np.ones((3, 4), dtype=np.int64))[0]], step
+
+
+def foreground_of(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Where an image (y, x) is bright: Otsu's threshold on the square root; none if it is flat."""
+    low, high = np.percentile(values, (1.0, 99.8))
+    if not high > low:
+        return None
+    values = np.sqrt(np.clip((values - low) / (high - low), 0, 1))
+    values = ndimage.gaussian_filter(values, 1.0)
+    return np.asarray(values > threshold_otsu(values))
 
 
 def scale_for(diameter: float | None, target: float) -> float:

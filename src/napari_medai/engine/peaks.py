@@ -62,13 +62,62 @@ def find_peaks(
     scores : ndarray
         The heatmap there, float64, shape (n,), descending.
     """
-    highest = ndimage.maximum_filter(heatmap, size=3, mode="constant", cval=-np.inf)
-    centres = np.argwhere((heatmap == highest) & (heatmap >= threshold))
+    centres = local_maxima(heatmap, threshold)
     scores = heatmap[tuple(centres.T)].astype(np.float64)
-    order = np.argsort(-scores, kind="stable")
-    centres, scores = centres[order], scores[order]
-    keep = _keep_apart(centres.astype(np.float64), np.full(len(centres), float(min_distance)))
+    keep = _best_apart(centres.astype(np.float64), scores, min_distance)
     return centres[keep], scores[keep]
+
+
+def local_maxima(heatmap: NDArray[np.floating], threshold: float) -> NDArray[np.intp]:
+    """Where a heatmap reaches a threshold and no neighbour is higher, (n, ndim), in the order of memory."""
+    highest = ndimage.maximum_filter(heatmap, size=3, mode="constant", cval=-np.inf)
+    return np.argwhere((heatmap == highest) & (heatmap >= threshold))
+
+
+def _best_apart(centres: NDArray[np.float64], scores: NDArray[np.float64], min_distance: float) -> NDArray[np.intp]:
+    """Indices of the peaks that are left, the highest first."""
+    order = np.argsort(-scores, kind="stable")
+    return order[_keep_apart(centres[order], np.full(len(order), float(min_distance)))]
+
+
+class PeakRows:
+    """Collects the peaks of a heatmap (y, x) that comes in rows, from top to bottom; in all those of the whole map.
+
+    Parameters
+    ----------
+    threshold : float
+        See `find_peaks`.
+    shape : tuple of 2 ints
+        Of the whole heatmap.
+    """
+
+    def __init__(self, threshold: float, shape: tuple[int, int]) -> None:
+        self._threshold, self._shape = threshold, shape
+        self._before: NDArray[np.floating] | None = None
+        self._first = 0
+        self._found: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def take(self, first: int, maps: NDArray[np.floating]) -> None:
+        """Rows (1 + 2, n, x) that follow: the heatmap, and the size of an object along y and x."""
+        if self._before is not None:
+            maps, first = np.concatenate([self._before, maps], axis=1), first - self._before.shape[1]
+        stop = first + maps.shape[1]
+        centres = local_maxima(maps[0], self._threshold)
+        # the outer rows do not know their neighbours yet; the last one comes again, with one before it
+        known = (centres[:, 0] >= self._first - first) & (centres[:, 0] < maps.shape[1] - (stop < self._shape[0]))
+        centres = centres[known]
+        self._first = stop if stop == self._shape[0] else stop - 1
+        scores = maps[0][tuple(centres.T)].astype(np.float64)
+        sizes = maps[1:, centres[:, 0], centres[:, 1]].T.astype(np.float64)
+        self._found.append((centres + np.array([first, 0.0]), sizes, scores))
+        self._before = np.array(maps[:, -2:])
+
+    def result(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Centres (n, 2), sizes (n, 2) and scores (n,), from top to bottom."""
+        if not self._found:
+            return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
+        centres, sizes, scores = zip(*self._found, strict=True)
+        return np.concatenate(centres), np.concatenate(sizes), np.concatenate(scores)
 
 
 def suppress(
@@ -115,13 +164,19 @@ def suppress(
     low, high = points - extents / 2, points + extents / 2
     volume = extents.prod(axis=1)
     alive = np.ones(len(points), dtype=bool)
+    if not len(points):
+        return order
+    # boxes further apart than half of both their edges share nothing
+    tree, widest = KDTree(points), float(extents.max())
     for i in range(len(points)):
         if not alive[i]:
             continue
-        overlap = np.minimum(high[i], high[i + 1 :]) - np.maximum(low[i], low[i + 1 :])
+        near = np.asarray(tree.query_ball_point(points[i], (extents[i].max() + widest) / 2, p=np.inf), dtype=np.intp)
+        near = near[near > i]
+        overlap = np.minimum(high[i], high[near]) - np.maximum(low[i], low[near])
         shared = np.clip(overlap, 0, None).prod(axis=1)
-        union = volume[i] + volume[i + 1 :] - shared
-        alive[i + 1 :] &= shared <= max_iou * union
+        union = volume[i] + volume[near] - shared
+        alive[near[shared > max_iou * union]] = False
     return order[alive]
 
 
@@ -154,11 +209,30 @@ def detect_peaks(
     Detections
         In pixels of the heatmap.
     """
-    centres, scores = find_peaks(heatmap, threshold, min_distance)
     per_axis = sizes if sizes.ndim == heatmap.ndim + 1 else np.stack([sizes] * heatmap.ndim)
-    extents = per_axis[(slice(None), *centres.T)].T.astype(np.float64)
-    keep = suppress(centres.astype(np.float64), extents, scores, max_iou=max_iou)
-    return Detections(centres[keep].astype(np.float64), extents[keep], scores[keep])
+    centres = local_maxima(heatmap, threshold)
+    at = tuple(centres.T)
+    return detections(
+        centres.astype(np.float64),
+        per_axis[(slice(None), *at)].T.astype(np.float64),
+        heatmap[at].astype(np.float64),
+        min_distance=min_distance,
+        max_iou=max_iou,
+    )
+
+
+def detections(
+    centres: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    *,
+    min_distance: float = 2.0,
+    max_iou: float = 0.3,
+) -> Detections:
+    """The best of all local maxima, see `detect_peaks`; in the order of memory as `local_maxima` gives them."""
+    best = _best_apart(centres, scores, min_distance)
+    best = best[suppress(centres[best], sizes[best], scores[best], max_iou=max_iou)]
+    return Detections(centres[best], sizes[best], scores[best])
 
 
 def _keep_apart(points: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
