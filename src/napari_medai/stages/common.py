@@ -13,6 +13,9 @@ from napari_medai.core.volume import Volume
 from napari_medai.models.gate import gate
 from napari_medai.models.spec import Model
 
+# Images (y, x) of more pixels are read in parts and never copied as a whole; as in `engine.slide`
+LARGEST_WHOLE = 4096 * 4096
+_CHUNK = 1024
 # Rec. 709 luminance of linear-light red, green, blue
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
@@ -62,11 +65,17 @@ def one_channel(volume: Volume, channel: int) -> Volume:
         return volume.take("c", channel)
     if channel:
         raise InputError(f"Channel {channel} was asked for; the image has no channels (colours count together).")
+    if volume.is_rgb and is_slide(volume):
+        return volume.replace(array=_lazy(volume).map_blocks(_luminance, drop_axis=2, dtype=np.float32), axes="yx")
     if volume.is_rgb:
-        rgb = np.asarray(volume.array)[..., :3].astype(np.float32)
-        weights = _LUMINANCE if rgb.shape[-1] == 3 else np.ones(1, np.float32)
-        return volume.replace(array=rgb @ weights, axes=volume.axes[:-1])
+        return volume.replace(array=_luminance(np.asarray(volume.array)), axes=volume.axes[:-1])
     return volume
+
+
+def _luminance(colours: NDArray[Any]) -> NDArray[np.float32]:
+    rgb = colours[..., :3].astype(np.float32)
+    weights = _LUMINANCE if rgb.shape[-1] == 3 else np.ones(1, np.float32)
+    return np.asarray(rgb @ weights)
 
 
 def for_network(volume: Volume, model: Model, channel: int) -> Volume:
@@ -98,8 +107,8 @@ def frames(volume: Volume) -> list[Volume]:
     return [volume.take("t", n) for n in range(volume.size("t"))] if "t" in volume.axes else [volume]
 
 
-def pixels(volume: Volume) -> NDArray[np.float32]:
-    """The pixels as float32 in memory, known to be finite and not all the same.
+def pixels(volume: Volume) -> Any:
+    """The pixels as float32, known to be finite and not all the same: in memory, or lazy (dask) those of a slide.
 
     Raises
     ------
@@ -108,17 +117,56 @@ def pixels(volume: Volume) -> NDArray[np.float32]:
     InputError
         All pixels are the same.
     """
-    array = volume.numpy()
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"Pixels of type {array.dtype} cannot be computed on; convert them to real numbers.")
-    bad = array.size - int(np.isfinite(array).sum()) if array.dtype.kind == "f" else 0
+    if is_slide(volume):
+        array = _lazy(volume)
+        _check_type(array.dtype)
+        _check_parts(array)
+        return array.astype(np.float32)
+    whole = volume.numpy()
+    _check_type(whole.dtype)
+    _check_parts(whole)
+    return np.ascontiguousarray(whole, dtype=np.float32)
+
+
+def is_slide(volume: Volume) -> bool:
+    """Whether an image is 2-D and too large to be copied."""
+    return volume.ndim_spatial == 2 and volume.size("y") * volume.size("x") > LARGEST_WHOLE
+
+
+def _lazy(volume: Volume) -> Any:
+    """The pixels as a dask array, with all colour samples in one chunk; of numpy nothing is copied."""
+    import dask.array as da
+
+    array = volume.array
+    if not volume.is_lazy:
+        chunks = [_CHUNK if axis in "yx" else -1 for axis in volume.axes]
+        array = da.from_array(array, chunks=chunks, name=False)
+    return array.rechunk({len(volume.axes) - 1: -1}) if volume.is_rgb else array
+
+
+def _check_type(dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf":
+        raise InputError(f"Pixels of type {dtype} cannot be computed on; convert them to real numbers.")
+
+
+def _check_parts(array: Any) -> None:
+    """Raise `NotFiniteError` or `InputError`; of a lazy array whole rows of chunks are read, as many as are needed."""
+    size = int(np.prod(array.shape, dtype=np.int64))
+    height = max(array.chunks[0]) if hasattr(array, "chunks") else array.shape[0]
+    bad, low, high = 0, np.inf, -np.inf
+    for start in range(0, array.shape[0], height):
+        part = np.asarray(array[start : start + height])
+        if part.dtype.kind == "f":
+            bad += part.size - int(np.isfinite(part).sum())
+        low, high = min(low, part.min()), max(high, part.max())
+        if part.dtype.kind != "f" and low != high:
+            return
     if bad:
         raise NotFiniteError(
-            f"{bad} of {array.size} pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
+            f"{bad} of {size} pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
         )
-    if array.min() == array.max():
-        raise InputError(f"Every pixel has the value {array.flat[0]}: there is nothing to look at.")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    if low == high:
+        raise InputError(f"Every pixel has the value {low}: there is nothing to look at.")
 
 
 def stack(arrays: list[NDArray[Any]], like: Volume) -> NDArray[Any]:
