@@ -99,7 +99,7 @@ def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float]
         while panel.running:
             QApplication.processEvents()
             time.sleep(0.0005)
-            if panel._run is not None and not panel._run.job.state.finished:
+            if panel._running.runs and not panel._running.runs[0].job.state.finished:
                 last = time.perf_counter()
         arrived = time.perf_counter()
         turn(1.0)

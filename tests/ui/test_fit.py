@@ -11,10 +11,8 @@ from napari.components import ViewerModel
 from standins import MODELS, Runner
 
 from napari_medai.core.geometry import scaling
-from napari_medai.core.stage import Stage
 from napari_medai.core.volume import Volume
 from napari_medai.models.spec import Model
-from napari_medai.ui import offers
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.layers import volume_to_layers
 from napari_medai.ui.panel import StagePanel
@@ -39,14 +37,6 @@ def head(modality: str = "MR", value: float = 500.0, lazy: bool = False) -> Volu
     )
 
 
-@pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
-    runner = Runner()
-    monkeypatch.setattr(offers, "find_models", lambda stage="": [m for m in MODELS if m.spec.stage == stage])
-    monkeypatch.setattr(Stage, "load", lambda self: runner.load(self.name))
-    return runner
-
-
 def panel_on(qtbot: Any, *volumes: Volume) -> tuple[StagePanel, ViewerModel]:
     layers = ViewerModel()
     for volume in volumes:
@@ -68,7 +58,7 @@ def test_another_modality_blocks_until_it_is_overridden(qtbot: Any, runner: Runn
     assert panel.run_button.isEnabled()
     panel.run_button.click()
     qtbot.waitUntil(lambda: not panel.running, timeout=10_000)
-    assert runner.calls[-1][3].override is True
+    assert runner.calls[-1]["params"]["override"] is True
     # another image is another question
     for data, keywords, _ in volume_to_layers(head("PT")):
         panel.layers.choose(layers.add_image(data, **keywords))

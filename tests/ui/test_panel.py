@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-import threading
+import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +18,16 @@ from napari.utils import progress
 from napari.utils._proxies import PublicOnlyProxy
 from napari.utils.notifications import ErrorNotification, notification_manager
 from qtpy.QtWidgets import QApplication
-from standins import MODELS, Runner, find
+from standins import MODELS, PLAN, Runner
 
-from napari_medai.core.errors import InputError
-from napari_medai.core.stage import Stage
+from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
-from napari_medai.ui import offers, widgets
+from napari_medai.ui import partial, running, widgets
 from napari_medai.ui.card import CardDialog
+from napari_medai.ui.layers import volume_to_layers
 from napari_medai.ui.panel import StagePanel
+from napari_medai.ui.reslicing import PaintedView
+from napari_medai.ui.runlist import RunRow
 
 PANELS = {
     "denoise": widgets.denoise_panel,
@@ -36,18 +39,9 @@ PANELS = {
 
 
 @pytest.fixture(autouse=True)
-def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    """The stages and models that cost nothing; fails a test that leaves a thread or a bar behind."""
-    runner = Runner()
-    monkeypatch.setattr(offers, "find_models", find)
-    monkeypatch.setattr(Stage, "load", lambda self: runner.load(self.name))
-    yield runner
-    if runner.gate is not None:
-        runner.gate.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("medai"):
-            thread.join(5)
-            assert not thread.is_alive()
+def nothing_left(runner: Runner) -> Iterator[None]:
+    """Fails a test that leaves a bar behind."""
+    yield
     assert not progress._all_instances
 
 
@@ -238,19 +232,19 @@ def test_card_opens_and_closes_with_the_panel(layers: Any, qtbot: Any) -> None:
 # running
 
 
-def test_sends_the_params_and_the_volume_in_another_thread(viewer: Any, runner: Runner, qtbot: Any) -> None:
+def test_sends_the_params_and_the_volume_to_the_worker(viewer: Any, runner: Runner, qtbot: Any) -> None:
     head = add_scan(viewer)
     panel = dock(viewer, "denoise")
     panel.form.set_value("strength", 0.5)
     panel.form.set_value("seed", 7)
     run(panel, qtbot)
-    ((stage, sent, model, params),) = runner.calls
-    assert (stage, model.id) == ("denoise", "self3d")
-    assert isinstance(params, STAGES["denoise"].params)
-    assert (params.strength, params.seed, params.device) == (0.5, 7, "auto")
-    assert sent.array is head.data
-    assert (sent.axes, sent.units, sent.spacing) == ("zyx", "mm", (4.0, 1.0, 1.0))
-    assert runner.threads[0].startswith("medai-denoise")
+    (call,) = runner.calls
+    assert (call["stage"], call["model"], call["name"]) == ("denoise", "self3d", "head")
+    params = call["params"]
+    assert (params["strength"], params["seed"], params["device"]) == (0.5, 7, "auto")
+    assert call["sum"] == pytest.approx(float(head.data.sum(dtype=np.float64)))
+    assert (call["axes"], call["units"], call["spacing"]) == ("zyx", "mm", [4.0, 1.0, 1.0])
+    assert call["pid"] == running.WORKER.pid != os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -269,8 +263,7 @@ def test_result_lies_on_the_scan(viewer: Any, qtbot: Any, stage: str, kind: type
     if kind is not Points:
         np.testing.assert_allclose(made.extent.world, head.extent.world)
     assert panel.layers.layer is head  # not its own result
-    assert panel.run_button.text() == "Run"
-    assert panel.bar.isHidden()
+    assert panel.runs.isHidden()
 
 
 def test_second_run_adds_a_layer(viewer: Any, runner: Runner, qtbot: Any) -> None:
@@ -279,7 +272,7 @@ def test_second_run_adds_a_layer(viewer: Any, runner: Runner, qtbot: Any) -> Non
     run(panel, qtbot)
     run(panel, qtbot)
     assert [layer.name for layer in viewer.layers] == ["head", "head brain", "head brain [1]"]
-    assert runner.calls[0][1].name == runner.calls[1][1].name == "head"
+    assert [call["name"] for call in runner.calls] == ["head", "head"]
 
 
 def test_second_run_replaces_if_asked_but_never_what_was_edited(viewer: Any, qtbot: Any) -> None:
@@ -296,19 +289,27 @@ def test_second_run_replaces_if_asked_but_never_what_was_edited(viewer: Any, qtb
     assert len(viewer.layers) == 3
 
 
+def row(panel: StagePanel, n: int = 0) -> RunRow:
+    return list(panel.runs.rows.values())[n]
+
+
 def test_button_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.gate = threading.Event()
+    runner.does(hold=True)
     panel.run_button.click()
-    assert panel.run_button.text() == "Cancel"
-    qtbot.waitUntil(lambda: "Tile 3 of 4" in panel.status.text(), timeout=5000)
-    assert panel.bar.value() == 500
-    panel.run_button.click()
+    shown = row(panel)
+    assert shown.title.text() == "head · Brain"
+    qtbot.waitUntil(lambda: "Tile 3 of 4" in shown.text.text(), timeout=20_000)
+    assert shown.bar.value() == 500
+    assert panel.run_button.isEnabled()
+    shown.button.click()
+    assert not shown.button.isEnabled()
     qtbot.waitUntil(lambda: not panel.running, timeout=5000)
     assert panel.status.text().startswith("Cancelled after")
+    assert not panel.runs.rows
     assert len(viewer.layers) == 1
-    runner.gate = None
+    runner.does()
     run(panel, qtbot)
     assert len(viewer.layers) == 2
 
@@ -316,8 +317,9 @@ def test_button_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
 def test_activity_dock_shows_progress_and_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.gate = threading.Event()
+    runner.does(hold=True)
     panel.run_button.click()
+    qtbot.waitUntil(lambda: len(progress._all_instances) == 1, timeout=20_000)
     (bar,) = progress._all_instances
     assert "Segment head" in bar.desc
     qtbot.waitUntil(lambda: bar.n == 50, timeout=5000)
@@ -327,53 +329,177 @@ def test_activity_dock_shows_progress_and_cancels(viewer: Any, runner: Runner, q
     assert not progress._all_instances
 
 
+def test_runs_of_two_docks_queue(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    segment, denoise = dock(viewer, "segment"), dock(viewer, "denoise")
+    runner.does(hold=True)
+    segment.run_button.click()
+    denoise.run_button.click()
+    segment.models.choose("nuclei")
+    segment.models.choose("brain")
+    segment.run_button.click()
+    segment.run_button.click()
+    qtbot.waitUntil(lambda: "Tile 3 of 4" in row(segment).text.text(), timeout=20_000)
+    assert len(segment.runs.rows) == 3
+    assert row(denoise).text.text() == "Waiting for Segment head"
+    assert row(denoise).bar.isHidden()
+    assert row(segment, 1).text.text() == "Waiting for Segment head and 1 more"
+    row(segment, 2).button.click()  # waiting can be cancelled
+    qtbot.waitUntil(lambda: len(segment.runs.rows) == 2, timeout=5000)
+    assert len(runner.calls) == 1
+    runner.go()
+    qtbot.waitUntil(lambda: not segment.running and not denoise.running, timeout=20_000)
+    assert [call["stage"] for call in runner.calls] == ["segment", "denoise", "segment"]
+    # each dock looks for itself whether its run is over
+    assert {layer.name for layer in viewer.layers} == {"head", "head brain", "head denoised", "head brain [1]"}
+
+
+def test_plan_stands_in_the_dock_while_it_runs(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.does(hold=True, plan=True)
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: str(PLAN) in row(panel).text.text(), timeout=20_000)
+    runner.go()
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+
+
+def test_estimate_says_the_plan_and_changes_nothing(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.does(plan=True)
+    panel.estimate_button.click()
+    assert row(panel).title.text() == "Estimate head · Brain"
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    assert panel.status.text() == f"{PLAN}."
+    runner.does()
+    panel.estimate_button.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    assert panel.status.text() == "This model does not go over the image in tiles."
+    assert len(viewer.layers) == 1
+    assert panel.outcome.isHidden()
+
+
+def placed(viewer: Any, scan: Volume, **how: Any) -> Image:
+    (data, keywords, _) = volume_to_layers(scan, **how)[0]
+    return viewer.add_image(data, **keywords)
+
+
+def test_labels_are_seen_as_they_are_found(
+    viewer: Any, runner: Runner, qtbot: Any, oblique_scan: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "_SECONDS_BETWEEN", 0.0)
+    itself = placed(viewer, oblique_scan)
+    # in the space of another scan, whose axes are the world's, it is seen through a view
+    tilted = placed(viewer, oblique_scan.replace(name="tilted"), to_world=np.eye(4))
+    panel = dock(viewer, "segment")
+    panel.fit.anyway.setChecked(True)
+    for scan in (itself, tilted):
+        viewer.layers.selection.active = scan
+        panel.layers.choose(scan)
+        runner.does(hold=True, partial=True, pause=0.06)
+        panel.run_button.click()
+        qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=20_000)
+        seen = viewer.layers[-1]
+        assert isinstance(seen, Labels)
+        assert seen.name == f"{scan.name} brain (running)"
+        assert viewer.layers.selection.active is scan
+        assert not seen.editable
+        if scan is itself:  # a view of labels has finer voxels than that of the image
+            np.testing.assert_allclose(seen.extent.world, scan.extent.world)
+        # three of four parts are found when it holds, planes 0..3 of 6; the first was when the layer was made
+        source = seen.data.source if isinstance(seen.data, PaintedView) else seen.data
+        assert isinstance(seen.data, PaintedView) == (scan is tilted)
+        assert source.shape == (6, 20, 16)
+        viewer.dims.set_current_step(0, viewer.dims.nsteps[0] // 2)
+        qtbot.waitUntil(lambda: np.asarray(source).sum() == 4 * 20 * 16, timeout=5000)  # noqa: B023
+        qtbot.waitUntil(lambda: np.asarray(seen._slice.image.raw).any(), timeout=5000)  # noqa: B023
+        seen.opacity = 0.25
+        runner.go()
+        qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+        assert seen not in viewer.layers
+        made = viewer.layers[-1]
+        assert made.name == f"{scan.name} brain"
+        assert made.opacity == 0.25
+        np.testing.assert_allclose(made.extent.world, seen.extent.world)
+        viewer.layers.remove(made)
+
+
+@pytest.mark.parametrize("how", ["cancel", "error"])
+def test_labels_found_so_far_go_with_their_run(viewer: Any, runner: Runner, qtbot: Any, how: str) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.does(hold=True, partial=True, error=("InputError", "No.") if how == "error" else None)
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=20_000)
+    panel.cancel() if how == "cancel" else runner.go()
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    assert [layer.name for layer in viewer.layers] == ["head"]
+    assert panel.run_button.isEnabled()
+
+
+def test_a_dead_worker_is_an_error_and_the_next_run_works(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    runner.does(hold=True, partial=True)
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=20_000)
+    os.kill(running.WORKER.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    assert "ended by SIGKILL" in panel.status.text()
+    assert messages()[-1] == panel.status.text()
+    assert [layer.name for layer in viewer.layers] == ["head", "head brain"]
+    runner.does()
+    run(panel, qtbot)
+    assert len(viewer.layers) == 3
+
+
 def test_our_errors_are_told_in_plain_words(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.error = InputError("Every pixel has the value 3: there is nothing to look at.")
+    text = "Every pixel has the value 3: there is nothing to look at."
+    runner.does(error=("InputError", text))
     run(panel, qtbot)
-    assert panel.status.text() == str(runner.error)
+    assert panel.status.text() == text
     record = notification_manager.records[-1]
-    assert record.message == str(runner.error)
+    assert record.message == text
     assert not isinstance(record, ErrorNotification)
     assert len(viewer.layers) == 1
-    runner.error = None
+    runner.does()
     run(panel, qtbot)
     assert len(viewer.layers) == 2
 
 
-def test_unexpected_errors_keep_their_traceback(viewer: Any, runner: Runner, qtbot: Any) -> None:
+def test_unexpected_errors_say_their_kind(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.error = ZeroDivisionError("division by zero")
+    runner.does(error=("ZeroDivisionError", "Doe^Jane divided by zero"))
     run(panel, qtbot)
     assert "unexpectedly (ZeroDivisionError)" in panel.status.text()
-    record = notification_manager.records[-1]
-    assert isinstance(record, ErrorNotification)
-    assert "standins.py" in record.as_text()
+    assert "Doe" not in panel.status.text()
     assert panel.run_button.isEnabled()
-    notification_manager.records.clear()  # an exception with its frames keeps the viewer alive
-    runner.error = None
 
 
 def test_notes_reach_the_status_and_the_metadata(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.note = "smaller tile after lack of memory"
+    note = "smaller tile after lack of memory"
+    runner.does(note=note)
     run(panel, qtbot)
-    assert panel.status.text().count("• smaller tile after lack of memory") == 1
-    assert runner.note in viewer.layers[1].metadata["medai"]["provenance"]["notes"]
+    assert panel.status.text().count(f"• {note}") == 1
+    assert note in viewer.layers[1].metadata["medai"]["provenance"]["notes"]
 
 
 def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> None:
     head = add_scan(viewer)
     extent = head.extent.world.copy()
     panel = dock(viewer, "segment")
-    runner.gate = threading.Event()
+    runner.does(hold=True)
     panel.run_button.click()
     viewer.layers.remove(head)
-    runner.gate.set()
-    qtbot.waitUntil(lambda: not panel.running, timeout=5000)
+    runner.go()
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
     (mask,) = viewer.layers
     np.testing.assert_allclose(mask.extent.world, extent)
     panel.outcome.table.select(0)
@@ -381,20 +507,21 @@ def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> 
 
 
 @pytest.mark.parametrize("how", ["dock", "viewer"])
-def test_closing_ends_the_run(make_napari_viewer: Any, runner: Runner, qtbot: Any, how: str) -> None:
+def test_closing_ends_the_runs(make_napari_viewer: Any, runner: Runner, qtbot: Any, how: str) -> None:
     viewer = make_napari_viewer()
     add_scan(viewer)
     panel = dock(viewer, "segment")
-    runner.gate = threading.Event()
+    runner.does(hold=True)
     panel.run_button.click()
-    qtbot.waitUntil(lambda: bool(runner.calls), timeout=5000)
-    job = panel._running.job
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: bool(runner.calls), timeout=20_000)
+    jobs = [run.job for run in panel._running.runs]
     if how == "dock":
         viewer.window.remove_dock_widget(panel)
     else:
         del panel
         viewer.close()
-    qtbot.waitUntil(lambda: job.state.finished, timeout=5000)
+    qtbot.waitUntil(lambda: all(job.state.finished for job in jobs), timeout=5000)
     assert not progress._all_instances
     if how == "dock":
         assert len(viewer.layers) == 1

@@ -30,9 +30,9 @@ from napari_medai.ui import commands
 from napari_medai.ui.browser_drops import CanvasDrops
 from napari_medai.ui.browser_rows import Colors, Rows, pixmap_of
 from napari_medai.ui.browser_work import Jobs, Request
+from napari_medai.ui.job import Job
 from napari_medai.ui.readers import open_volumes
 from napari_medai.ui.reports import report
-from napari_medai.ui.worker import Job
 
 if TYPE_CHECKING:
     import napari.viewer

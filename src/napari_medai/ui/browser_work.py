@@ -15,7 +15,7 @@ from napari_medai.core.stage import Part, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io.study import Identity, Listing, Study, StudySeries, identity, list_studies
 from napari_medai.io.thumbnail import thumbnail
-from napari_medai.ui.worker import Job
+from napari_medai.ui.job import Job
 
 JOIN_SECONDS = 10.0  # how long closing waits for the file that is just being read
 

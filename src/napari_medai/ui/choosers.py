@@ -9,7 +9,8 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_medai.models.spec import Model
-from napari_medai.ui.worker import Job
+from napari_medai.ui import running
+from napari_medai.ui.job import Job
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -157,7 +158,7 @@ class ModelChooser(Chooser):
 
 
 class DeviceChooser(Chooser):
-    """Offers the devices with their free memory, looked up in a thread because that needs torch."""
+    """Offers the devices with their free memory, asked of the worker: this process needs no torch."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -220,6 +221,4 @@ class DeviceChooser(Chooser):
 
 
 def _devices() -> Sequence[DeviceInfo]:
-    from napari_medai.engine.device import available_devices
-
-    return available_devices()
+    return running.WORKER.devices()

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QVBoxLayout, QWidget
 from napari_medai.core.volume import Volume
 from napari_medai.models.gate import GateFinding, gate
 from napari_medai.models.spec import Model
-from napari_medai.ui.worker import Job
+from napari_medai.ui.job import Job
 
 _POLL_MS = 50
 # Word, colour on napari's dark and light themes alike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from napari_medai.core.geometry import Affine, Grid, canonical_reorientation, index_to_world
 from napari_medai.core.provenance import Provenance
-from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
+from napari_medai.core.result import Boxes, Color, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.volume import Volume
 from napari_medai.ui.appearance import heat_colors, image_look, label_colors, label_features
 from napari_medai.ui.placement import (
@@ -25,7 +26,7 @@ from napari_medai.ui.placement import (
 from napari_medai.ui.reslicing import PaintedView, view_of
 from napari_medai.ui.scans import checksum, displayed_to_world, layer_to_volume, place_of
 
-__all__ = ["LayerData", "layer_to_volume", "result_to_layers", "volume_to_layer", "volume_to_layers"]
+__all__ = ["LayerData", "layer_to_volume", "result_to_layers", "running_layer", "volume_to_layer", "volume_to_layers"]
 
 # what napari's `Layer.create` takes: data, keyword arguments, kind of layer
 LayerData = tuple[Any, dict[str, Any], str]
@@ -40,6 +41,7 @@ def volume_to_layer(
     frame: Volume | Any = None,
     to_world: Affine | None = None,
     look: dict[str, Any] | None = None,
+    live: bool = False,
 ) -> LayerData:
     """One layer that shows a volume; lazy pixels stay lazy.
 
@@ -54,6 +56,8 @@ def volume_to_layer(
         are the display's. A volume that is tilted against them is seen through a lazy view. See `shared_space`.
     look : dict, optional
         Keyword arguments of the layer in place of those chosen here.
+    live : bool
+        Show labels as they are in ``volume``, also where they change; otherwise a copy, to be painted on.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def volume_to_layer(
         ``to_world`` from the display to the patient.
     """
     is_labels = bool(volume.meta.get("is_labels")) and volume.dtype.kind in "iub"
-    if is_labels:
+    if is_labels and not live:
         volume = volume.replace(array=_paintable(volume.array))
     shown = _shown(volume, frame, to_world)
     volume = shown.volume
@@ -161,6 +165,22 @@ def result_to_layers(result: Result, scan: Volume | Any) -> list[LayerData]:
         layer = volume_to_layer(result.image, frame=scan, look=_like(result, scan))
     layer[1]["metadata"][METADATA_KEY]["provenance"] = result.provenance.as_dict()
     return [layer]
+
+
+def running_layer(found: Volume, colors: Mapping[int, Color], scan: Any) -> LayerData:
+    """The layer that shows labels on a scan while they are found; what is written into them is seen.
+
+    Parameters
+    ----------
+    found : Volume
+        Labels on the scan's voxels.
+    colors : mapping of int to (r, g, b)
+        As in `Mask`.
+    scan : napari Layer
+        What the stage runs on.
+    """
+    meta = {**found.meta} | ({"label_colors": dict(colors)} if colors else {})
+    return volume_to_layer(found.replace(meta=meta), frame=scan, look={"opacity": 0.5}, live=True)
 
 
 @dataclass(frozen=True, eq=False)

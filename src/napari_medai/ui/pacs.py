@@ -32,7 +32,7 @@ from napari_medai.core.stage import Progress
 from napari_medai.pacs import Access, Query, SeriesEntry, StudyEntry, connect, open_remote
 from napari_medai.pacs.archive import Archive
 from napari_medai.pacs.node import known_archives
-from napari_medai.ui.worker import Job
+from napari_medai.ui.job import Job
 from napari_medai.ui.working import Working
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
@@ -13,7 +12,6 @@ from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
     QLabel,
-    QProgressBar,
     QPushButton,
     QScrollArea,
     QVBoxLayout,
@@ -21,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_medai.core.errors import MedaiError
+from napari_medai.core.plan import Plan
 from napari_medai.core.result import Result
 from napari_medai.core.stage import Cancelled, fields_of
 from napari_medai.core.volume import Volume
@@ -29,13 +28,15 @@ from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout
+from napari_medai.ui.job import State
 from napari_medai.ui.layers import layer_to_volume, result_to_layers
 from napari_medai.ui.offers import NEWS, doubtful, is_heatmap, misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
-from napari_medai.ui.reports import Activity, report
-from napari_medai.ui.running import Run, Running, progress_text, work
+from napari_medai.ui.partial import Partial
+from napari_medai.ui.reports import report
+from napari_medai.ui.runlist import RunList
+from napari_medai.ui.running import Run, Running, warm_up
 from napari_medai.ui.viewing import attach
-from napari_medai.ui.worker import Job, State
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -65,13 +66,14 @@ class StagePanel(QWidget):
         self._placing = False  # our own new layers do not become the next input
         self._edited: set[Layer] = set()
         self._results: list[tuple[str, Layer, list[Layer]]] = []  # model, scan, layers made from them
-        self._run: Run | None = None
         self._running = Running()
+        self._partials: dict[Run, Partial] = {}
         self._timer = QTimer(self)
         self._timer.setInterval(_POLL_MS)
         self._timer.timeout.connect(self._poll)
         self._build()
         self._connect()
+        warm_up()
         self._refresh()
         self._follow_active()
 
@@ -99,11 +101,12 @@ class StagePanel(QWidget):
         self.replace.setVisible(self.stage.name != "classify")  # scores are no layer
         self.run_button = QPushButton("Run")
         self.run_button.setMinimumHeight(28)
-        self.bar = QProgressBar()
-        self.bar.setRange(0, 1000)
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.hide()
+        self.estimate_button = QPushButton("Estimate")
+        self.estimate_button.setMinimumHeight(28)
+        self.estimate_button.setToolTip(
+            "<p>Say how many tiles a run would take, how long, and how much memory, after trying one tile.</p>"
+        )
+        self.runs = RunList()
         self.status = QLabel()
         self.status.setWordWrap(True)
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -126,8 +129,12 @@ class StagePanel(QWidget):
         column.addLayout(top)
         column.addWidget(self.form)
         column.addWidget(self.replace)
-        column.addWidget(self.run_button)
-        column.addWidget(self.bar)
+        buttons = QHBoxLayout()
+        buttons.setSpacing(4)
+        buttons.addWidget(self.run_button, 1)
+        buttons.addWidget(self.estimate_button)
+        column.addLayout(buttons)
+        column.addWidget(self.runs)
         column.addWidget(self.status)
         column.addWidget(self.outcome, 1)
         column.addStretch(0)
@@ -149,7 +156,9 @@ class StagePanel(QWidget):
         NEWS.changed.connect(self._on_models)
         self.fit.changed.connect(self._update_button)
         self.form.changed.connect(self._ask)
-        self.run_button.clicked.connect(self._on_button)
+        self.run_button.clicked.connect(lambda _: self.start())
+        self.estimate_button.clicked.connect(lambda _: self.estimate())
+        self.runs.cancelled.connect(self._cancel)
         layers = self._viewer.layers
         for event in (layers.events.inserted, layers.events.removed, layers.events.reordered, layers.events.renamed):
             event.connect(self._refresh)
@@ -246,11 +255,9 @@ class StagePanel(QWidget):
         return f"No open image fits. {name}: {reason}"
 
     def _update_button(self) -> None:
-        if self._run is not None:
-            return
         obstacle = self._obstacle()
-        self.run_button.setText("Run")
         self.run_button.setEnabled(not obstacle)
+        self.estimate_button.setEnabled(not obstacle)
         self.run_button.setToolTip(f"<p>{obstacle or self.stage.summary}</p>")
         said = "" if self.fit.obstacle else obstacle  # the gate's own lines say it already
         if said or self.status.property("obstacle"):
@@ -269,78 +276,104 @@ class StagePanel(QWidget):
 
     @property
     def running(self) -> bool:
-        """Whether a run is under way."""
-        return self._run is not None
-
-    def _on_button(self) -> None:
-        if self._run is not None:
-            self.cancel()
-        else:
-            self.start()
+        """Whether a run is under way or waits for its turn."""
+        return bool(self._running.runs)
 
     def start(self) -> None:
-        """Run the stage on the chosen image with the chosen model."""
+        """Run the stage on the chosen image with the chosen model, when it is its turn."""
+        run = self._asked()
+        if run is not None:
+            self._go(run.begin())
+
+    def estimate(self) -> None:
+        """Say what `start` would take, when it is its turn."""
+        run = self._asked()
+        if run is not None:
+            self._go(run.estimate())
+
+    def _asked(self) -> Run | None:
+        """A run of what is chosen now."""
         layer, model = self.layers.layer, self.models.chosen
-        if self._run is not None or layer is None or model is None:
-            return
+        if layer is None or model is None:
+            return None
         try:
             volume = layer_to_volume(layer, list(self._viewer.layers))
             params = self.stage.params(**self.values())
         except MedaiError as error:
             self._say(report(error))
-            return
-        name = self.stage.name
-        job: Job[Result] = Job(partial(work, name, volume, model, params), name=f"medai-{name}")
-        self._run = Run(job, layer, volume, model)
-        self._running.job = job
-        self._running.activity = Activity(f"{self.stage.title} {layer.name}")
-        self.run_button.setText("Cancel")
-        self.run_button.setToolTip("<p>Stop at the end of the current tile; nothing is changed.</p>")
-        self.bar.setRange(0, 0)
-        self.bar.show()
-        self._say("Starting …")
+            return None
+        return Run(self.stage, layer, volume, model, params)
+
+    def _go(self, run: Run) -> None:
+        self._running.runs.append(run)
+        self.runs.add(run)
+        self._say("")
         self._timer.start()
 
     def cancel(self) -> None:
-        """Have the run stop at its next tile."""
-        if self._run is not None:
-            self._run.job.cancel()
-            self.run_button.setEnabled(False)
-            self.run_button.setText("Cancelling …")
+        """Have the first run stop at its next tile."""
+        if self._running.runs:
+            self._cancel(self._running.runs[0])
+
+    def _cancel(self, run: Run) -> None:
+        run.job.cancel()
+        self.runs.show_state(run)
 
     def _poll(self) -> None:
-        run, activity = self._run, self._running.activity
-        if run is None:
+        for run in list(self._running.runs):
+            if run not in self._running.runs:  # napari's bar let other events in
+                continue
+            if run.job.state.finished:
+                self._finish(run)
+            else:
+                self._look(run)
+        if not self.running:
             self._timer.stop()
+
+    def _look(self, run: Run) -> None:
+        """Show how far a run is."""
+        self.runs.show_state(run)
+        if run.place.waiting_for:
             return
         state = run.job.state
-        if state.finished:
-            self._timer.stop()
-            self._finish(run)
-            return
-        if state.fraction is not None:
-            self.bar.setRange(0, 1000)
-            self.bar.setValue(round(1000 * state.fraction))
-        self._say(progress_text(state))
-        if activity is not None:
-            activity.show(state)  # lets Qt handle events: the run may be another one after it
-            if activity.cancelled and not state.cancelling and self._run is run:
-                self.cancel()
+        if run not in self._partials:
+            self._partials[run] = Partial(self._viewer, run)
+            self._running.show(run, f"{self.stage.title} {run.layer.name}")
+        self._placing = True
+        try:
+            self._partials[run].look()
+        finally:
+            self._placing = False
+        activity = self._running.activities[run]
+        activity.show(state)  # lets Qt handle events: the run may be over after it
+        if activity.cancelled and not state.cancelling:
+            run.job.cancel()
 
     def _finish(self, run: Run) -> None:
         state, error = run.job.state, run.job.error
-        self._run = None
-        self._running.close()
-        self.bar.hide()
-        if error is None:
-            self._show(run, run.job.result(), state)
+        self._running.forget(run)
+        self.runs.remove(run)
+        look = self._hide(run)
+        if error is None and run.only_plan:
+            self._say(plan_text(run.job.result()))
+        elif error is None:
+            self._show(run, run.job.result(), state, look)
         elif isinstance(error, Cancelled):
             self._say(f"Cancelled after {state.seconds:.1f} s; nothing was changed.")
         else:
             self._say(report(error))
         self._update_button()
 
-    def _show(self, run: Run, result: Result, state: State) -> None:
+    def _hide(self, run: Run) -> dict[str, Any]:
+        """Take away what showed a run; how its labels were looked at."""
+        partial = self._partials.pop(run, None)
+        self._placing = True
+        try:
+            return partial.remove() if partial is not None else {}
+        finally:
+            self._placing = False
+
+    def _show(self, run: Run, result: Result, state: State, look: dict[str, Any]) -> None:
         """Put a result into the viewer and the dock, wherever its image is by now."""
         try:
             made = [Layer.create(*data) for data in result_to_layers(result, run.layer)]
@@ -352,6 +385,8 @@ class StagePanel(QWidget):
             if self.replace.isChecked():
                 self._drop_earlier(run)
             for layer in made:
+                for name, value in look.items():
+                    setattr(layer, name, value)
                 self._viewer.add_layer(layer)
                 self._watch(layer)
         finally:
@@ -387,10 +422,19 @@ class StagePanel(QWidget):
             self.stop()
 
     def stop(self) -> None:
-        """Cancel the run, if there is one, and wait for its thread."""
+        """Cancel all runs of this panel, and wait for their threads."""
         self._timer.stop()
-        self._run = None
+        runs = list(self._running.runs)
         self._running.stop()
         self.fit.stop()
-        self.bar.hide()
+        for run in runs:
+            self.runs.remove(run)
+            self._hide(run)
         self._update_button()
+
+
+def plan_text(plan: Plan | None) -> str:
+    """What is said of an estimate."""
+    if plan is None:
+        return "This model does not go over the image in tiles."
+    return f"{plan}." + (f"\n{plan.advice}" if plan.advice else "")

@@ -6,7 +6,7 @@ from napari.utils import cancelable_progress
 from napari.utils.notifications import ErrorNotification, notification_manager, show_error
 
 from napari_medai.core.errors import MedaiError
-from napari_medai.ui.worker import State
+from napari_medai.ui.job import State
 
 
 def report(error: BaseException) -> str:

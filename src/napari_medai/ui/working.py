@@ -10,8 +10,8 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBox
 
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.stage import Cancelled, Progress
+from napari_medai.ui.job import Job
 from napari_medai.ui.running import JOIN_SECONDS, progress_text
-from napari_medai.ui.worker import Job
 
 _LOOK_MS = 100
 

@@ -1,4 +1,4 @@
-"""A stage running in a thread. Knows nothing of Qt: the panel looks at it, it never calls the panel.
+"""Work in a thread, which may wait for another process. Knows nothing of Qt: panels look at it, it never calls them.
 
 The other way round (a signal per tile) floods the event loop of a window when tiles are fast, and reaches
 widgets that are gone. Here the thread leaves its state behind, and whoever is interested looks at it as often
@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from numpy.typing import NDArray
+
+from napari_medai.core.plan import Plan
 from napari_medai.core.stage import Cancelled, Progress
 
 T = TypeVar("T")
@@ -37,6 +40,8 @@ class State:
         Whether it was told to stop.
     finished : bool
         Whether the thread is through, well or not.
+    plan : Plan or None
+        How a network goes over the image, once that is known.
     """
 
     fraction: float | None
@@ -45,6 +50,7 @@ class State:
     seconds: float
     cancelling: bool
     finished: bool
+    plan: Plan | None = None
 
 
 class Job(Progress, Generic[T]):
@@ -56,12 +62,19 @@ class Job(Progress, Generic[T]):
         Called with the job itself, which is its `Progress`.
     name : str
         Name of the thread. Default ``"medai"``.
+
+    Attributes
+    ----------
+    found : (array, int) or None
+        Labels found so far, and how often more of them were found.
     """
 
     def __init__(self, work: Callable[[Progress], T], name: str = "medai") -> None:
         self._stop = threading.Event()
         self._told: tuple[float | None, str] = (None, "")  # replaced as a whole, hence safe to read from elsewhere
         self._notes: list[str] = []
+        self._plan: Plan | None = None
+        self.found: tuple[NDArray[Any], int] | None = None
         self._started = time.monotonic()
         self._ended: float | None = None
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -88,6 +101,18 @@ class Job(Progress, Generic[T]):
         if self._stop.is_set():
             raise Cancelled
 
+    def planned(self, plan: Plan) -> None:
+        """See `Progress.planned`."""
+        self._plan = plan
+
+    def partial(self, found: NDArray[Any], where: tuple[slice, ...]) -> None:
+        """See `Progress.partial`."""
+        self.found = (found, 1 if self.found is None else self.found[1] + 1)
+
+    def begin(self) -> None:
+        """Set the clock to zero: what came before was waiting."""
+        self._started = time.monotonic()
+
     # what others ask
 
     @property
@@ -95,7 +120,9 @@ class Job(Progress, Generic[T]):
         """How far it is now."""
         fraction, message = self._told
         seconds = (self._ended or time.monotonic()) - self._started
-        return State(fraction, message, tuple(self._notes), seconds, self._stop.is_set(), self._future.done())
+        return State(
+            fraction, message, tuple(self._notes), seconds, self._stop.is_set(), self._future.done(), self._plan
+        )
 
     def cancel(self) -> None:
         """Have it stop at its next check."""

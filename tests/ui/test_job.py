@@ -1,4 +1,4 @@
-"""The worker, without Qt."""
+"""A job in a thread, without Qt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from napari_medai.core.errors import InputError
 from napari_medai.core.stage import Cancelled, Part, Progress
-from napari_medai.ui.worker import Job
+from napari_medai.ui.job import Job
 
 
 def until(gate: threading.Event, progress: Progress) -> str:
@@ -115,8 +115,8 @@ def test_no_thread_is_left() -> None:
             assert not thread.is_alive()
 
 
-def test_worker_needs_no_qt() -> None:
-    code = "import sys, napari_medai.ui.worker; print([m for m in sys.modules if 'qt' in m.lower() or m == 'napari'])"
+def test_a_job_needs_no_qt() -> None:
+    code = "import sys, napari_medai.ui.job; print([m for m in sys.modules if 'qt' in m.lower() or m == 'napari'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
 
