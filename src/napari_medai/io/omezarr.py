@@ -64,7 +64,7 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
     Volume
         Lazy (dask, in the store's chunks), the finest level, axes ``(t)(c)(z)yx``, in um by the scale and translation
         of ``multiscales``, or in pixels where the axes have no unit of length. Label images carry
-        ``meta["is_labels"]``.
+        ``meta["is_labels"]``; ``meta["levels"]`` are the arrays of all levels of a 2-D pyramid, the finest first.
 
     Raises
     ------
@@ -177,6 +177,7 @@ def _open_image(path: Path, uid: str) -> Volume:
             level = scales["datasets"][0]
             stored = _StoredLevel(path / uid, image[level["path"]])
             array = da.from_array(stored, chunks=stored.chunks, name=False)
+            coarser = _coarser(path / uid, image, scales["datasets"][1:], stored)
             axes, factors = _axes(scales, array.ndim)
             transforms = [*level.get("coordinateTransformations", ()), *scales.get("coordinateTransformations", ())]
             scale, origin = _transform(transforms, array.ndim)
@@ -187,14 +188,27 @@ def _open_image(path: Path, uid: str) -> Volume:
     affine, units = _place(axes, factors, scale, origin, findings)
     record = records.load(records.dump(dict(image.attrs).get(records.KEY) or {}))
     affine, units = _recorded(record, axes, affine, units)
-    array, axes = _canonical(path / uid, array, axes)
+    levels = tuple(_canonical(path / uid, level, axes)[0] for level in (array, *coarser))
+    axes = _canonical(path / uid, array, axes)[1]
     inside = path / uid
     name = stem(path, _SUFFIXES) + (f"_{uid.replace('/', '_')}" if uid else "")
     meta: dict[str, Any] = records.meta_of(record) | {"findings": tuple(findings)}
+    if coarser and "z" not in axes:
+        meta["levels"] = levels
     if "image-label" in attributes and array.dtype.kind in "iu":
         meta["is_labels"] = True
     modality = record.get("modality", "")
-    return Volume(array, axes, affine, units, modality, name, meta, str(inside)).canonical()
+    return Volume(levels[0], axes, affine, units, modality, name, meta, str(inside)).canonical()
+
+
+def _coarser(path: Path, image: Any, datasets: Sequence[Mapping[str, Any]], finest: _StoredLevel) -> list[Any]:
+    """The other levels of a pyramid, with the axes and the type of the finest."""
+    found = []
+    for dataset in datasets:
+        stored = _StoredLevel(path, image[dataset["path"]])
+        if stored.ndim == finest.ndim and stored.dtype == finest.dtype and 0 not in stored.shape:
+            found.append(da.from_array(stored, chunks=stored.chunks, name=False))
+    return found
 
 
 def _recorded(record: Mapping[str, Any], axes: str, affine: Affine, units: str) -> tuple[Affine, str]:

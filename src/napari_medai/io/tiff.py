@@ -29,6 +29,8 @@ __all__ = ["list_series", "open_volume", "save_volume", "sniff"]
 
 _SUFFIXES = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pixels of a chunk along y and x: a screen needs few of them, and a slide is read in rows of them
+_CHUNK = 1024
 # What tifffile and the libraries below it raise on damaged files; collected, never swallowed.
 _BROKEN: tuple[type[Exception], ...] = (
     tifffile.TiffFileError,
@@ -76,7 +78,8 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
     -------
     Volume
         Lazy, full resolution of a pyramid, axes ``(t)(c)(z)yx(s)``, in um where a pixel size is
-        known, else in pixels. A file that we wrote gives its affine and unit back.
+        known, else in pixels. A file that we wrote gives its affine and unit back. ``meta["levels"]`` are the arrays
+        of all resolutions of a 2-D pyramid, the finest first.
 
     Raises
     ------
@@ -98,6 +101,9 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
                 findings.append("stored with white as 0; the values were left so")
             size, record = _metadata(file, page, index, findings)
             _check_length(path, series)
+            coarser = _levels(series)
+            plain = (int(series.dataoffset), str(file.byteorder)) if series.dataoffset is not None else (-1, "=")
+            tile = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), 1)
         except _BROKEN as error:
             raise _damaged(path, error) from error
     lost = [text for text in findings if "invalid page offset" in text or "truncated" in text]
@@ -107,22 +113,27 @@ def open_volume(path: Path, series_uid: str = "") -> Volume:
         raise UnsupportedFormatError(f"{path} holds pixels of type {dtype}; export whole or real numbers.")
     if 0 in shape:
         raise ReadError(f"{path} holds no pixels: its shape is {shape}.")
-    array = da.from_array(_StoredSeries(path, index, shape, dtype), chunks=_chunks(shape, axes, dtype), name=False)
-    array, axes = _axes(path, array, axes, samples, record.get("axes", ""), findings)
     if dtype.kind == "c":
         findings.append("the pixels are complex; their magnitude is shown")
-        array = abs(array)
-    elif dtype.kind == "b":
-        array = array.astype(np.uint8)
+    arrays = []
+    for level, extent in enumerate([shape, *coarser]):
+        stored = _StoredSeries(path, index, extent, dtype, level, *(plain if level == 0 else (-1, "=")))
+        array = da.from_array(stored, chunks=_chunks(extent, axes, tile), name=False)
+        # what is found out is told once, of the finest
+        told = findings if level == 0 else []
+        array, named = _axes(path, array, axes, samples, record.get("axes", ""), told)
+        arrays.append(abs(array) if dtype.kind == "c" else array.astype(np.uint8) if dtype.kind == "b" else array)
+    axes = named
     affine, units = _place(record, size, axes, findings)
+    meta = records.meta_of(record) | {"findings": tuple(findings)}
     return Volume(
-        array=array,
+        array=arrays[0],
         axes=axes,
         affine=affine,
         units=units,
         modality=record.get("modality", ""),
         name=stem(path, _SUFFIXES),
-        meta=records.meta_of(record) | {"findings": tuple(findings)},
+        meta=meta | ({"levels": tuple(arrays)} if coarser and "z" not in axes else {}),
         source=str(path),
     ).canonical()
 
@@ -135,6 +146,9 @@ class _StoredSeries:
     index: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    level: int = 0
+    offset: int = -1  # of pixels that lie in the file as they are: only what is asked for is read of them
+    byteorder: str = "="
     _array: Any = field(default=None, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -150,9 +164,13 @@ class _StoredSeries:
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         try:
+            if self.offset >= 0:
+                stored = np.dtype(self.byteorder + self.dtype.str[1:])
+                mapped = np.memmap(self.path, stored, "r", self.offset, self.shape)
+                return np.array(mapped[key], dtype=self.dtype.newbyteorder("="))
             with self._lock:
                 if self._array is None:
-                    store = tifffile.imread(self.path, aszarr=True, series=self.index, level=0)
+                    store = tifffile.imread(self.path, aszarr=True, series=self.index, level=self.level)
                     weakref.finalize(self, store.close)
                     self._array = zarr.open_array(store, mode="r")
                 pixels = np.asarray(self._array[key])
@@ -202,10 +220,23 @@ def _check_length(path: Path, series: Any) -> None:
         )
 
 
-def _chunks(shape: tuple[int, ...], axes: str, dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """One plane a chunk; planes larger than 4096 pixels in pieces."""
-    inner = {"Y", "X", "S"}
-    return tuple(min(n, 4096) if a in inner else 1 for a, n in zip(axes, shape, strict=True))
+def _levels(series: Any) -> list[tuple[int, ...]]:
+    """Shapes of the coarser resolutions that have the finest one's axes and type."""
+    finest = series.levels[0]
+    return [
+        tuple(int(n) for n in level.shape)
+        for level in series.levels[1:]
+        if level.axes == finest.axes and level.dtype == finest.dtype and min(level.shape) > 0
+    ]
+
+
+def _chunks(shape: tuple[int, ...], axes: str, tile: tuple[int, int]) -> tuple[int, ...]:
+    """Of a plane whole tiles, about `_CHUNK` pixels wide; strips go across, and few of them are decoded at once."""
+    size = dict(zip("YX", (max(n, _CHUNK // n * n) for n in tile), strict=True))
+    if tile[1] == 1:
+        size["X"] = max(shape)
+    size["S"] = max(shape)
+    return tuple(max(1, min(n, size.get(a, 1))) for a, n in zip(axes, shape, strict=True))
 
 
 def _axes(path: Path, array: Any, axes: str, colour: bool, wanted: str, findings: list[str]) -> tuple[Any, str]:

@@ -292,11 +292,12 @@ def _sample(volume: Volume) -> NDArray[Any]:
     array = volume.array[tuple(0 if axis in "tc" else slice(None) for axis in volume.axes)]
     if "z" in volume.axes:
         planes = np.unique(np.linspace(0, volume.size("z") - 1, _PLANES + 2).astype(int)[1:-1])
-        taken = np.stack([np.asarray(array[int(n)]) for n in planes])
+        array = np.stack([np.asarray(array[int(n)]) for n in planes])
     else:
-        taken = np.asarray(array)[np.newaxis]
-    y, x = (max(1, n // _EDGE) for n in taken.shape[1:3])
-    thin = taken[:, ::y, ::x].astype(np.float64, copy=False).ravel()
+        array = array[np.newaxis]
+    y, x = (max(1, n // _EDGE) for n in array.shape[1:3])
+    # thinned first: a slide is never in memory as a whole
+    thin = np.asarray(array[:, ::y, ::x]).astype(np.float64, copy=False).ravel()
     finite: NDArray[Any] = thin[np.isfinite(thin)]
     return finite
 
