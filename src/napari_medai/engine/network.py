@@ -89,7 +89,6 @@ def segment(volume: Volume, run: Run, params: Any) -> Any:
     """Labels on the image's grid; see `run_network`."""
     ready, network = _ready(volume, run)
     box = _box(ready, run)
-    pixels = ready.array[(slice(None), *box)]
     output = _output(run, "softmax")
     if output == "values":
         raise ModelError(f"options.output of {run.spec.id!r} is 'values', which are no labels; say 'softmax'.")
@@ -97,6 +96,7 @@ def segment(volume: Volume, run: Run, params: Any) -> Any:
     labels = run.spec.gives.labels
     if hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
         tell = partial(_tell, run)
+        pixels = np.asarray(ready.array)[(slice(None), *box)]
         found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1)
         index = np.rint(found[0]).astype(np.int32)
         return _finish(_values(index, _classes(network), labels, run), ready, box, run, params)
@@ -124,11 +124,11 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
     axis = 0 if "tile" in how else int(np.argmax(shape)) if max(shape) > _LONGER * shape[0] else 0
     kind = np.result_type(np.uint8, *(np.min_scalar_type(label.value) for label in labels))
     sink = LabelSink(run, decide, kind, shape, oriented, turned if back else None, axis=axis, on_image=back)
-    pixels = ready.array[(slice(None), *box)]
+    cropped = any(place != slice(0, n) for place, n in zip(box, shape, strict=True))
+    pixels = ready.array[(slice(None), *box)] if cropped else ready.array
     low, high = box[axis].start, box[axis].stop
     rest = tuple(place for n, place in enumerate(box) if n != axis)
     around = tuple(n for m, n in enumerate(shape) if m != axis)
-    cropped = pixels.shape[1:] != shape
 
     def take(first: int, scores: NDArray[np.floating]) -> None:
         if not cropped:
@@ -183,7 +183,8 @@ def classify(volume: Volume, run: Run) -> SliceScores:
     ready, network = _ready(volume, run)
     output = _output(run, "softmax")
     planes = bool(run.spec.options.get("slicewise", False)) and volume.ndim_spatial == 3
-    views = [ready.array[:, n] for n in range(ready.array.shape[1])] if planes else [ready.array]
+    pixels = np.asarray(ready.array)
+    views = [pixels[:, n] for n in range(pixels.shape[1])] if planes else [pixels]
     rows = []
     for number, view in enumerate(views):
         rows.append(_logits(view, network, run))
@@ -214,11 +215,12 @@ def denoise(volume: Volume, run: Run) -> NDArray[np.float32]:
     ready, network = _ready(volume, run)
     if run.spec.prepare.nonzero and run.spec.prepare.normalise == "zscore":
         raise ModelError(f"prepare.nonzero of {run.spec.id!r} cannot be undone on an image; leave it out.")
-    made = _predict(ready.array, network, run)
-    if len(made) != len(ready.array):
-        raise ModelError(f"The network gave {len(made)} channels for {len(ready.array)}; an image keeps them.")
+    pixels = np.asarray(ready.array)
+    made = _predict(pixels, network, run)
+    if len(made) != len(pixels):
+        raise ModelError(f"The network gave {len(made)} channels for {len(pixels)}; an image keeps them.")
     if run.spec.options.get("residual", False):
-        made = ready.array - made
+        made = pixels - made
     found = ready.undo_image(made)
     return found if "c" in volume.axes else found[0]
 
@@ -324,7 +326,8 @@ def _box(ready: Prepared, run: Run) -> tuple[slice, ...]:
     shape, margin = ready.array.shape[1:], int(run.spec.options.get("crop", -1))
     if margin < 0:
         return tuple(slice(0, n) for n in shape)
-    some = (ready.array > ready.array.min()).any(axis=0)
+    pixels = np.asarray(ready.array)
+    some = (pixels > pixels.min()).any(axis=0)
     box = []
     for axis, size in enumerate(shape):
         planes = np.flatnonzero(some.any(axis=tuple(n for n in range(some.ndim) if n != axis)))

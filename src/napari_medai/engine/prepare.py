@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from napari_medai.core.errors import InputError, ModelError, NotFiniteError
@@ -22,14 +22,17 @@ from napari_medai.engine.conform import (
     through_cube,
     towards,
 )
+from napari_medai.engine.device import free_memory_mb
+from napari_medai.engine.planes import NOT_FINITE, Planes, extremes, sample
 from napari_medai.engine.resample import resample, resample_labels
 from napari_medai.models.spec import Prepare
 
 # Percentiles, mean and deviation are taken over about this many voxels of a larger image, evenly spread
 SAMPLE_VOXELS = 2**24
+# A prepared image that is larger than this share of free memory is made piece by piece
+LAZY_SHARE = 1 / 16
 # Spacings that differ by less than this share count as equal: headers round to three digits
 SAME_SPACING = 0.005
-NOT_FINITE = "Some pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Prepared:
     Attributes
     ----------
     array : (C, \\*spatial) float32 array
-        Oriented, resampled and normalised.
+        Oriented, resampled and normalised; where the whole would be large a `Planes`, of which each piece is made when
+        it is asked for.
     spacing : tuple of float
         Of ``array`` along its spatial axes, in the image's unit.
     shape : tuple of int
@@ -54,7 +58,7 @@ class Prepared:
         Index in the image -> index in ``array`` where it is a cube (`Prepare.conform`).
     """
 
-    array: NDArray[np.float32]
+    array: NDArray[np.float32] | Planes
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
     reorientation: Reorientation | None
@@ -166,20 +170,25 @@ def prepare(
     """
     if volume.axes not in (volume.spatial_axes, "c" + volume.spatial_axes):
         raise InputError(f"Axes {volume.axes!r} were given; take single frames and channels first.")
-    pixels = np.asarray(volume.numpy(), dtype=np.float32)
-    pixels = pixels if "c" in volume.axes else pixels[np.newaxis]
     if how.conform and volume.ndim_spatial == 3:
-        return _conformed(pixels, volume.grid, how, orientation, note)
-    offset, scale = _moments(pixels, how)
+        pixels = np.asarray(volume.numpy(), dtype=np.float32)
+        return _conformed(pixels if "c" in volume.axes else pixels[np.newaxis], volume.grid, how, orientation, note)
+    stored = volume.array if "c" in volume.axes else volume.array[np.newaxis]
+    offset, scale = _moments(stored, how)
     grid, reorientation = volume.grid, None
     if volume.ndim_spatial == 3:
         reorientation = towards(volume.affine, orientation)
-        pixels, grid = turn(pixels, reorientation), grid.reoriented(reorientation)
-    oriented = pixels.shape[1:]
+        grid = grid.reoriented(reorientation)
+    oriented = grid.shape[3 - volume.ndim_spatial :]
     shape = _new_shape(grid, volume.ndim_spatial, how, diameter, note, orientation)
-    array = _normalised(resample(pixels, shape), how, offset, scale)
+    clip = how.scaled if how.clip and how.normalise in ("percentile", "range", "minmax") else None
+    zero = how.nonzero and how.normalise == "zscore"
+    planes = Planes(stored, reorientation, shape, offset, scale, clip, zero)
+    # read again for each row of tiles, and only then, where it would take a large part of what is free
+    small = planes.nbytes <= LAZY_SHARE * free_memory_mb(torch.device("cpu")) * 2**20
     spacing = grid.spacing[3 - volume.ndim_spatial :]
     new = tuple(s * old / n for s, old, n in zip(spacing, oriented, shape, strict=True))
+    array = np.asarray(planes) if small else planes
     return Prepared(array, new, volume.spatial_shape, reorientation, oriented, offset, scale)
 
 
@@ -212,7 +221,7 @@ def _conformed(
     return Prepared(array, new, grid.shape, None, grid.shape, offset, scale, through)
 
 
-def _moments(pixels: NDArray[np.float32], how: Prepare) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(pixels: Any, how: Prepare) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Offset and scale of each channel."""
     moments = [normalisation(channel, how) for channel in pixels]
     return tuple(m[0] for m in moments), tuple(m[1] for m in moments)
@@ -240,8 +249,8 @@ def turn(array: NDArray[Any], reorientation: Reorientation) -> NDArray[Any]:
     return array.transpose(order)[(..., *flips)]
 
 
-def normalisation(pixels: NDArray[np.float32], how: Prepare) -> tuple[float, float]:
-    """Offset and scale, so that ``(pixel - offset) / scale`` is normalised.
+def normalisation(pixels: Any, how: Prepare) -> tuple[float, float]:
+    """Offset and scale, so that ``(pixel - offset) / scale`` is normalised, of an array in memory or not.
 
     Where both percentiles fall on one value (an object on a large empty ground) the whole range is taken.
 
@@ -254,24 +263,21 @@ def normalisation(pixels: NDArray[np.float32], how: Prepare) -> tuple[float, flo
     """
     if how.normalise == "none":
         return 0.0, 1.0
-    flat = pixels.ravel()
-    lowest, highest = float(flat.min()), float(flat.max())
-    if not np.isfinite([lowest, highest]).all():
-        raise NotFiniteError(NOT_FINITE)
+    lowest, highest = extremes(pixels)
     if how.normalise == "range":
         return _onto(how, how.low, how.high)
     if lowest == highest:
         raise InputError(f"Every pixel has the value {lowest:g}: there is nothing to look at.")
     if how.normalise == "minmax":
         return _onto(how, lowest, highest)
-    sample = flat[:: ceil(flat.size / SAMPLE_VOXELS)]
+    seen = sample(pixels, SAMPLE_VOXELS)
     if how.nonzero:
-        sample = sample[sample != 0]
+        seen = seen[seen != 0]
     if how.normalise == "zscore":
-        deviation = float(sample.std(dtype=np.float64))
-        return float(sample.mean(dtype=np.float64)), deviation or highest - lowest
+        deviation = float(seen.std(dtype=np.float64))
+        return float(seen.mean(dtype=np.float64)), deviation or highest - lowest
     low, high = (
-        lowest if p == 0 else highest if p == 100 else float(np.percentile(sample, p)) for p in (how.low, how.high)
+        lowest if p == 0 else highest if p == 100 else float(np.percentile(seen, p)) for p in (how.low, how.high)
     )
     return _onto(how, low, high) if high > low else _onto(how, lowest, highest)
 
