@@ -12,7 +12,7 @@ from typing import Any
 
 from napari_medai.core.errors import ModelError
 
-__all__ = ["RUNNERS", "load_runner"]
+__all__ = ["ANY_TYPE", "RUNNERS", "load_runner"]
 
 # `ModelSpec.runner` -> "module:function" of `function(volume, run, params)`, imported on first use
 RUNNERS: Mapping[str, str] = {
@@ -32,6 +32,9 @@ RUNNERS: Mapping[str, str] = {
     "quality": "napari_medai.engine.quality:classify_slices",
     "self": "napari_medai.engine.volumes:denoise_itself",
 }
+
+# Runners that read the pixels of a volume themselves, in any type and from wherever they are: nothing is copied first
+ANY_TYPE = frozenset({"brain", "network", "nnunet"})
 
 
 def load_runner(name: str) -> Callable[..., Any]:

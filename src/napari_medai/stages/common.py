@@ -128,6 +128,19 @@ def pixels(volume: Volume) -> Any:
     return np.ascontiguousarray(whole, dtype=np.float32)
 
 
+def as_stored(volume: Volume) -> Any:
+    """The pixels in the type and the place that they have, known to be finite and not all the same.
+
+    Raises
+    ------
+    NotFiniteError, InputError
+        As `pixels`.
+    """
+    _check_type(volume.dtype)
+    _check_parts(volume.array)
+    return volume.array
+
+
 def is_slide(volume: Volume) -> bool:
     """Whether an image is 2-D and too large to be copied."""
     return volume.ndim_spatial == 2 and volume.size("y") * volume.size("x") > LARGEST_WHOLE
