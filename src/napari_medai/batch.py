@@ -1,7 +1,7 @@
 """One stage over many cases, in this process or on a Dask cluster: resumed, and each failure kept to its case.
 
 A case whose result is there already is skipped; results appear whole or not at all, so a batch that was
-stopped or killed goes on where it was by running it again.
+stopped or killed goes on where it was by running it again: inside of a case, too, where labels go to OME-Zarr.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from napari_medai.api import run_stage
 from napari_medai.core.errors import DependencyError, MedaiError, ParamsError
-from napari_medai.core.stage import Params
+from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
-from napari_medai.io import find_format, save
+from napari_medai.io import find_format
 from napari_medai.io import open as open_volume
 from napari_medai.stages import STAGES
+from napari_medai.writing import place_for, save_result
 
 # what each stage's result is written as, unless another suffix is asked for
 SUFFIXES = {"denoise": ".nii.gz", "segment": ".nii.gz", "classify": ".json", "detect": ".csv", "explain": ".nii.gz"}
@@ -98,9 +99,11 @@ def run_case(
         return Outcome(case, "skipped")
     start = time.perf_counter()
     try:
-        result = run_stage(stage, _opened(case, opening or {}), model, params)
         Path(case.target).parent.mkdir(parents=True, exist_ok=True)
-        save(result, Path(case.target))
+        volume, progress = _opened(case, opening or {}), Progress()
+        progress.store = place_for(stage, volume, case.target)
+        result = run_stage(stage, volume, model, params, progress)
+        save_result(result, case.target, progress.store)
     except OSError as error:
         return Outcome(case, "failed", time.perf_counter() - start, f"the folder cannot be made: {error.strerror}")
     except MedaiError as error:

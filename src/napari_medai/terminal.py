@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from napari_medai.core.plan import Plan
 from napari_medai.core.stage import Progress
 
 _interrupted = threading.Event()
@@ -37,6 +38,7 @@ class Shown(Progress):
 
     def __init__(self, title: str) -> None:
         self.title, self.tenth, self.bar, self.task = title, -1, None, None
+        self.plan: Plan | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
             self.bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
@@ -65,6 +67,14 @@ class Shown(Progress):
         """See `Progress.check`."""
         if _interrupted.is_set():
             raise KeyboardInterrupt
+
+    def planned(self, plan: Plan) -> None:
+        """See `Progress.planned`; shown on a terminal, once for what is the same but for the memory in use."""
+        before = self.plan
+        self.plan = plan
+        same = before is not None and (before.device, before.tile, before.batch) == (plan.device, plan.tile, plan.batch)
+        if self.bar is not None and not same:
+            say(f"{self.title}: {plan}")
 
     def note(self, message: str) -> None:
         """See `Progress.note`."""

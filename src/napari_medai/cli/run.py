@@ -11,9 +11,9 @@ import typer
 from rich.table import Table as RichTable
 
 from napari_medai.cli.options import Against, Check, Json, Repair, Series, Values, asked_for, open_scan
-from napari_medai.core.errors import ParamsError, WriteError
+from napari_medai.core.errors import MedaiError, ParamsError, WriteError
 from napari_medai.core.result import Boxes, Mask, Result, Scores
-from napari_medai.core.stage import Stage, fields_of
+from napari_medai.core.stage import Params, Stage, fields_of
 from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
 from napari_medai.terminal import Shown, console, print_json, say
@@ -35,11 +35,12 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         shown_values: str,
         against: Path | None,
         verify: bool,
+        dry_run: bool,
         as_json: bool,
         **values: Any,
     ) -> None:
         from napari_medai.api import run_stage
-        from napari_medai.io import save
+        from napari_medai.writing import place_for, save_result
 
         params = stage.params(**values)
         if out is not None:
@@ -48,9 +49,19 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         if out is not None:
             _check_scan(stage, volume, out, against)
         chosen = model or _default_model(stage, volume)
+        if dry_run:
+            _plan(stage, volume, chosen, params, as_json)
+            return
+        place = place_for(stage.name, volume, out) if out is not None else None
         with Shown(stage.name) as shown:
-            result = run_stage(stage.name, volume, chosen, params, shown)
-        written = save(result, out, check=verify, against=against or volume) if out is not None else None
+            shown.store = place
+            try:
+                result = run_stage(stage.name, volume, chosen, params, shown)
+            except (KeyboardInterrupt, MedaiError):
+                if place is not None and place.exists():
+                    say(f"{stage.name}: what is finished is kept in {place.name}; the same command goes on from there.")
+                raise
+        written = save_result(result, out, place, check=verify, against=against or volume) if out is not None else None
         if as_json:
             print_json(_as_json(result))
         else:
@@ -76,6 +87,15 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         inspect.Parameter("shown_values", option, default="", annotation=Values),
         inspect.Parameter("against", option, default=None, annotation=Against),
         inspect.Parameter("verify", option, default=True, annotation=Check),
+        inspect.Parameter(
+            "dry_run",
+            option,
+            default=False,
+            annotation=Annotated[
+                bool,
+                typer.Option("--dry-run", help="Say what memory and time a run would take; exit code 1 if too much."),
+            ],
+        ),
         inspect.Parameter("as_json", option, default=False, annotation=Json),
     ]
     for field in fields:
@@ -90,6 +110,22 @@ def stage_command(stage: Stage) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = stage.summary
     return command
+
+
+def _plan(stage: Stage, volume: Volume, model: str, params: Params, as_json: bool) -> None:
+    """Print how a run would go over the image; one tile is run for it."""
+    from napari_medai.api import plan_stage
+
+    plan = plan_stage(stage.name, volume, model, params)
+    if as_json:
+        print_json({"stage": stage.name, "model": model, "plan": plan.as_dict() if plan else None})
+    elif plan is None:
+        print(f"{stage.name} with {model}: goes over the image at once")
+    else:
+        print(f"{stage.name} with {model}: {plan}")
+        print("it fits" if plan.fits else f"it does not fit: {plan.advice}")
+    if plan is not None and not plan.fits:
+        raise typer.Exit(1)
 
 
 def __getattr__(name: str) -> Any:

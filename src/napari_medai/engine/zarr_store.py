@@ -237,6 +237,20 @@ def folder_of(array: Any) -> Path | None:
     return _FOLDERS.get(getattr(array, "name", ""))
 
 
+def forget(folder: Path) -> None:
+    """Remove what a run keeps beside its labels: the folder is a file like others now."""
+    for path in folder.glob(".medai-*"):
+        path.unlink()
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run; one that is something else stays."""
+    if (folder / RECORD).exists():
+        with contextlib.suppress(WriteError):
+            _claim(folder)
+            shutil.rmtree(folder)
+
+
 class _Stored:
     """A Zarr array for dask; holds on to the temporary folder that it lies in."""
 
