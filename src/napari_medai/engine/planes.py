@@ -133,7 +133,7 @@ def extremes(array: Any) -> tuple[float, float]:
     """
     low, high = np.inf, -np.inf
     for slab in slabs_of(array):
-        low, high = min(low, float(slab.min())), max(high, float(slab.max()))
+        low, high = np.minimum(low, slab.min()), np.maximum(high, slab.max())  # NaN stays
         if not np.isfinite([low, high]).all():
             raise NotFiniteError(NOT_FINITE)
     return float(np.float32(low)), float(np.float32(high))

@@ -117,10 +117,13 @@ class LabelSink:
         for start, labels in self._undo.add(scores):
             where: list[slice] = [slice(0, n) for n in self._oriented]
             where[self._axis] = slice(start, start + len(labels))
-            self._write(where, np.moveaxis(labels, 0, self._axis))
+            there = self._write(where, np.moveaxis(labels, 0, self._axis))
             self.store.mark(start + len(labels))
+            if self._on_image:
+                self._run.progress.partial(self.store.array, there)
 
-    def _write(self, where: list[slice], labels: NDArray[Any]) -> None:
+    def _write(self, where: list[slice], labels: NDArray[Any]) -> tuple[slice, ...]:
+        """Write labels on oriented axes; where that is on the image's."""
         if self._turned is not None:
             back = self._turned.inverse()
             labels = turn(labels, back)
@@ -133,8 +136,7 @@ class LabelSink:
                 there.append(slice(low, high))
             where = there
         self.store.write(tuple(where), labels)
-        if self._on_image:
-            self._run.progress.partial(self.store.array, tuple(where))
+        return tuple(where)
 
     def labels(self) -> Any:
         """The labels on the image's grid, once every plane was taken: numpy, or lazy where they are not in memory."""
