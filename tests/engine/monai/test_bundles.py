@@ -14,7 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from napari_medai.core.errors import InputError, ModelError, UntrustedError
+from napari_medai.api import plan_stage
+from napari_medai.core.errors import DeviceError, InputError, ModelError, UntrustedError
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine.monai.tensors import function
@@ -71,6 +72,17 @@ def test_it_stops_between_two_batches_of_windows(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         segment.run(scan((12, 40, 40)), model, CPU, told)
     assert told.updates[-1][0] < 0.5
+
+
+def test_a_bundle_is_planned_and_refused_where_its_scores_do_not_fit(tmp_path: Path) -> None:
+    model = load(probe(write(tmp_path, "spleen")))
+    plan = plan_stage("segment", scan((8, 40, 40)), model, CPU)
+    assert plan is not None
+    assert plan.channels == 2
+    assert plan.tiles > 2
+    assert plan.fits
+    with pytest.raises(DeviceError, match=r"2 classes, take 0\.0 GiB in this bundle; .* Cut the image"):
+        segment.run(scan((8, 40, 40)), model, segment.SegmentParams(device="cpu", memory=1), Progress())
 
 
 def test_tile_and_batch_as_asked(tmp_path: Path) -> None:

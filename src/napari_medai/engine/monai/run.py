@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,8 @@ def _inferred(inferer: Any, image: Any, network: nn.Module, run: Run, plan: Plan
     shape = tuple(image.shape[1:])
     half = run.precision.startswith("float16")
     while True:
-        counted = Counted(network, run, count_calls(inferer, shape), half)
+        voxels = prod(shape) if isinstance(inferer, SlidingWindowInferer) else 0
+        counted = Counted(network, run, count_calls(inferer, shape), half, voxels)
         inputs = image.to(run.device)
         try:
             out = inferer([inputs.as_tensor()] if detector else inputs[None], counted)

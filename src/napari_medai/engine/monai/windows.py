@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from math import ceil
@@ -13,6 +14,11 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.inferers.utils import _get_scan_interval
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import nn
+
+from napari_medai.core.errors import DeviceError
+from napari_medai.core.plan import Plan
+from napari_medai.engine.peak import Peak
+from napari_medai.engine.planning import room
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -31,10 +37,13 @@ class Counted(nn.Module):
         How many there will be.
     half : bool
         Whether to compute in half precision where the device can.
+    voxels : int
+        Of the image, for the plan; 0: there is none to tell.
     """
 
-    def __init__(self, network: nn.Module, run: Run, calls: int, half: bool) -> None:
+    def __init__(self, network: nn.Module, run: Run, calls: int, half: bool, voxels: int = 0) -> None:
         super().__init__()
+        self._voxels = voxels
         self._network: Callable[..., Any] = network
         self._run, self._calls, self._done = run, calls, 0
         self._half = half
@@ -44,11 +53,57 @@ class Counted(nn.Module):
         """The network's answer."""
         self._run.progress.update(min(self._done, self._calls), self._calls, "looking")
         context = torch.autocast("cuda") if self._half and inputs.device.type == "cuda" else nullcontext()
+        first = self._done == 0 and self._voxels and not self._run.planned
+        peak, began = Peak() if first else None, time.perf_counter()
         with context:
             out = self._network(inputs, *args, **kwargs)
+        if peak is not None and isinstance(out, torch.Tensor):
+            self._plan(inputs, out, peak.close() - peak.before, time.perf_counter() - began)
         self._done += 1
         self._run.tile_done(len(inputs))
         return out
+
+    def _plan(self, inputs: torch.Tensor, out: torch.Tensor, pass_mb: float, seconds: float) -> None:
+        """Tell what MONAI's way takes: the scores of the whole image, and what its transforms make of them.
+
+        Raises
+        ------
+        DeviceError
+            The scores alone do not fit.
+        """
+        run, device = self._run, inputs.device
+        now = room(device, float(run.params.memory))
+        scores = out.shape[1] * self._voxels * out.element_size() / 2**20
+        weights = self._voxels * 4 / 2**20
+        on_device = scores + weights if device.type == "cuda" else 0.0
+        # MONAI's sums, and the probabilities that are made of them
+        host = now.held_mb + (max(pass_mb, scores) + weights + scores if device.type == "cpu" else scores)
+        fits = host <= now.limit_mb and now.held_device_mb + on_device <= now.limit_device_mb + 1e-6
+        plan = Plan(
+            device=str(device),
+            tile=tuple(inputs.shape[2:]),
+            batch=len(inputs),
+            tiles=self._calls * len(inputs),
+            precision=run.precision,
+            accumulator="host" if device.type == "cpu" else "device",
+            sums="float32",
+            channels=out.shape[1],
+            host_mb=host,
+            device_mb=now.held_device_mb + on_device,
+            free_host_mb=now.limit_mb,
+            free_device_mb=now.limit_device_mb,
+            seconds=seconds * self._calls,
+            fits=fits,
+            advice="" if fits else f"{host / 1024:.1f} GiB of memory would do; cut the image or lower its resolution",
+        )
+        run.planned = True
+        run.progress.planned(plan)
+        if now.held_mb + scores + weights > now.limit_mb:
+            raise DeviceError(
+                f"The scores of the whole image, {out.shape[1]} classes, take {scores / 1024:.1f} GiB in this bundle; "
+                f"{now.limit_mb / 1024:.1f} GiB can be had. Cut the image, lower its resolution, or use a machine with "
+                "more memory."
+            )
 
 
 def count_calls(inferer: Inferer, shape: tuple[int, ...]) -> int:
