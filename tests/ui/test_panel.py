@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from napari.layers import Image, Labels, Points, Shapes
+from napari.layers import Image, Labels, Layer, Points, Shapes
 from napari.utils import progress
 from napari.utils._proxies import PublicOnlyProxy
 from napari.utils.notifications import ErrorNotification, notification_manager
@@ -24,7 +24,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
 from napari_medai.ui import partial, running, widgets
 from napari_medai.ui.card import CardDialog
-from napari_medai.ui.layers import volume_to_layers
+from napari_medai.ui.layers import layer_to_volume, result_to_layers, volume_to_layers
 from napari_medai.ui.panel import StagePanel
 from napari_medai.ui.reslicing import PaintedView
 from napari_medai.ui.runlist import RunRow
@@ -399,7 +399,7 @@ def test_labels_are_seen_as_they_are_found(
         panel.layers.choose(scan)
         runner.does(hold=True, partial=True, pause=0.06)
         panel.run_button.click()
-        qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=20_000)
+        assert len(viewer.layers) == 3
         seen = viewer.layers[-1]
         assert isinstance(seen, Labels)
         assert seen.name == f"{scan.name} brain (running)"
@@ -407,9 +407,10 @@ def test_labels_are_seen_as_they_are_found(
         assert not seen.editable
         if scan is itself:  # a view of labels has finer voxels than that of the image
             np.testing.assert_allclose(seen.extent.world, scan.extent.world)
-        # three of four parts are found when it holds, planes 0..3 of 6; the first was when the layer was made
-        source = seen.data.source if isinstance(seen.data, PaintedView) else seen.data
         assert isinstance(seen.data, PaintedView) == (scan is tilted)
+        qtbot.waitUntil(lambda: np.asarray(seen.data).any(), timeout=20_000)  # noqa: B023
+        # three of four parts are found when it holds, planes 0..3 of 6
+        source = seen.data.source if isinstance(seen.data, PaintedView) else seen.data
         assert source.shape == (6, 20, 16)
         viewer.dims.set_current_step(0, viewer.dims.nsteps[0] // 2)
         qtbot.waitUntil(lambda: np.asarray(source).sum() == 4 * 20 * 16, timeout=5000)  # noqa: B023
@@ -417,12 +418,29 @@ def test_labels_are_seen_as_they_are_found(
         seen.opacity = 0.25
         runner.go()
         qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
-        assert seen not in viewer.layers
-        made = viewer.layers[-1]
+        (made,) = [layer for layer in viewer.layers if isinstance(layer, Labels)]
+        assert made is seen  # it has become the result
         assert made.name == f"{scan.name} brain"
-        assert made.opacity == 0.25
-        np.testing.assert_allclose(made.extent.world, seen.extent.world)
+        assert (made.opacity, made.editable) == (0.25, True)
+        assert made.features["name"].tolist()[-1] == "brain"
+        fresh = Layer.create(*result_to_layers(panel.outcome.result, scan)[0])
+        np.testing.assert_array_equal(np.asarray(made.data), np.asarray(fresh.data))
+        np.testing.assert_allclose(made.extent.world, fresh.extent.world)
+        assert made.metadata["medai"].keys() == fresh.metadata["medai"].keys()
+        np.testing.assert_array_equal(layer_to_volume(made).array, panel.outcome.result.labels.array)
+        made.paint((2, 5, 5), 1)
         viewer.layers.remove(made)
+
+
+def test_labels_that_a_person_removed_come_back_with_the_result(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    runner.does(hold=True, partial=True)
+    panel.run_button.click()
+    viewer.layers.remove(viewer.layers[-1])
+    runner.go()
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    assert [layer.name for layer in viewer.layers] == ["head", "head brain"]
 
 
 @pytest.mark.parametrize("how", ["cancel", "error"])
@@ -431,7 +449,7 @@ def test_labels_found_so_far_go_with_their_run(viewer: Any, runner: Runner, qtbo
     panel = dock(viewer, "segment")
     runner.does(hold=True, partial=True, error=("InputError", "No.") if how == "error" else None)
     panel.run_button.click()
-    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=20_000)
+    qtbot.waitUntil(lambda: viewer.layers[-1].data.any(), timeout=20_000)
     panel.cancel() if how == "cancel" else runner.go()
     qtbot.waitUntil(lambda: not panel.running, timeout=5000)
     assert [layer.name for layer in viewer.layers] == ["head"]
@@ -444,7 +462,7 @@ def test_a_dead_worker_is_an_error_and_the_next_run_works(viewer: Any, runner: R
     run(panel, qtbot)
     runner.does(hold=True, partial=True)
     panel.run_button.click()
-    qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=20_000)
+    qtbot.waitUntil(lambda: viewer.layers[-1].data.any(), timeout=20_000)
     os.kill(running.WORKER.pid, signal.SIGKILL)
     qtbot.waitUntil(lambda: not panel.running, timeout=5000)
     assert "ended by SIGKILL" in panel.status.text()
@@ -498,6 +516,7 @@ def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> 
     runner.does(hold=True)
     panel.run_button.click()
     viewer.layers.remove(head)
+    assert [layer.name for layer in viewer.layers] == ["head brain (running)"]
     runner.go()
     qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
     (mask,) = viewer.layers

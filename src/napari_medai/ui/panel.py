@@ -308,6 +308,7 @@ class StagePanel(QWidget):
         self._running.runs.append(run)
         self.runs.add(run)
         self._say("")
+        self._look(run)
         self._timer.start()
 
     def cancel(self) -> None:
@@ -336,11 +337,11 @@ class StagePanel(QWidget):
         if run.place.waiting_for:
             return
         state = run.job.state
-        if run not in self._partials:
-            self._partials[run] = Partial(self._viewer, run)
-            self._running.show(run, f"{self.stage.title} {run.layer.name}")
         self._placing = True
         try:
+            if run not in self._partials:
+                self._running.show(run, f"{self.stage.title} {run.layer.name}")
+                self._partials[run] = Partial(self._viewer, run)
             self._partials[run].look()
         finally:
             self._placing = False
@@ -353,42 +354,43 @@ class StagePanel(QWidget):
         state, error = run.job.state, run.job.error
         self._running.forget(run)
         self.runs.remove(run)
-        look = self._hide(run)
+        partial = self._partials.pop(run, None)
         if error is None and run.only_plan:
             self._say(plan_text(run.job.result()))
         elif error is None:
-            self._show(run, run.job.result(), state, look)
+            self._show(run, run.job.result(), state, partial)
         elif isinstance(error, Cancelled):
             self._say(f"Cancelled after {state.seconds:.1f} s; nothing was changed.")
         else:
             self._say(report(error))
+        self._hide(partial)
         self._update_button()
 
-    def _hide(self, run: Run) -> dict[str, Any]:
-        """Take away what showed a run; how its labels were looked at."""
-        partial = self._partials.pop(run, None)
+    def _hide(self, partial: Partial | None) -> None:
+        """Take away the labels of a run that gave no result."""
         self._placing = True
         try:
-            return partial.remove() if partial is not None else {}
+            if partial is not None:
+                partial.remove()
         finally:
             self._placing = False
 
-    def _show(self, run: Run, result: Result, state: State, look: dict[str, Any]) -> None:
+    def _show(self, run: Run, result: Result, state: State, partial: Partial | None) -> None:
         """Put a result into the viewer and the dock, wherever its image is by now."""
         try:
-            made = [Layer.create(*data) for data in result_to_layers(result, run.layer)]
+            layers = result_to_layers(result, run.layer)
         except MedaiError as error:
             self._say(report(error))
             return
+        made = []
         self._placing = True
         try:
             if self.replace.isChecked():
                 self._drop_earlier(run)
-            for layer in made:
-                for name, value in look.items():
-                    setattr(layer, name, value)
-                self._viewer.add_layer(layer)
-                self._watch(layer)
+            for data in layers:
+                layer = partial.become(data) if partial is not None else None
+                made.append(layer or self._viewer.add_layer(Layer.create(*data)))
+                self._watch(made[-1])
         finally:
             self._placing = False
         self._results.append((run.model.id, run.layer, made))
@@ -429,7 +431,7 @@ class StagePanel(QWidget):
         self.fit.stop()
         for run in runs:
             self.runs.remove(run)
-            self._hide(run)
+            self._hide(self._partials.pop(run, None))
         self._update_button()
 
 

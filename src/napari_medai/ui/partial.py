@@ -1,15 +1,17 @@
-"""Labels as they are found: a layer on the scan for as long as the run goes."""
+"""Labels as they are found: a layer on the scan from the beginning of the run, which becomes that of the result."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Layer
+import numpy as np
+from napari.layers import Labels, Layer
 
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.volume import labels
-from napari_medai.ui.layers import running_layer
+from napari_medai.ui.layers import LayerData, running_layer
 from napari_medai.ui.running import Run
 
 if TYPE_CHECKING:
@@ -21,59 +23,100 @@ _SHARE = 0.05
 
 
 class Partial:
-    """The layer of one run; there from the first labels on.
+    """The layer of one run that gives labels.
+
+    napari needs a quarter of a second to make a layer of labels, and as long to remove one. Hence it is made when Run
+    is pressed, not while the network computes, and stays for the result.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where it is shown.
     run : Run
-        Whose labels it shows.
+        Whose labels it shows; of other runs nothing is shown.
     """
 
     def __init__(self, viewer: Viewer, run: Run) -> None:
         self._viewer, self._run = viewer, run
-        self.layer: Layer | None = None
         self._seen = 0
         self._next = 0.0
+        self._kept: Any = None  # the array that the layer shows
+        self.layer: Layer | None = None
+        if run.stage == "segment" and not run.only_plan:
+            self._add()
 
     def look(self) -> None:
         """Show what was found since the last time, if it is time to."""
         found = self._run.job.found
         now = time.monotonic()
-        if found is None or found[1] == self._seen or now < self._next:
+        layer = self.layer
+        if layer is None or found is None or found[1] == self._seen or now < self._next:
             return
-        if self.layer is None and self._seen == 0:
-            self._add(found[0])
-        elif self.layer is not None and self.layer in self._viewer.layers and self.layer.visible:
-            # only the slices in view are read and drawn
-            self.layer.refresh(thumbnail=False, highlight=False, extent=False)
         self._seen = found[1]
+        if found[0].shape != self._shape:
+            return  # one frame of a series: it would be seen in all of them
+        if found[0] is not self._kept:
+            self._kept = found[0]
+            layer.data = self._data(found[0])[0]
+            layer.editable = False
+        elif layer.visible and layer in self._viewer.layers:
+            # only the slices in view are read and drawn
+            layer.refresh(thumbnail=False, highlight=False, extent=False)
         end = time.monotonic()
         self._next = end + max(_SECONDS_BETWEEN, (end - now) / _SHARE)
 
-    def _add(self, found: Any) -> None:
+    def become(self, made: LayerData) -> Layer | None:
+        """Give the layer to the result; None if the result is of another kind, or a person removed the layer.
+
+        Parameters
+        ----------
+        made : tuple
+            As `napari_medai.ui.layers.result_to_layers` gives it. How a person looks at the layer stays.
+        """
+        data, keywords, kind = made
+        layer = self.layer
+        if layer is None or kind != "labels" or layer not in self._viewer.layers:
+            return None
+        self.layer = None
+        fitting = Labels(data, **keywords)  # sorts out what the keywords mean
+        with layer.events.blocker_all():
+            layer.affine, layer.scale, layer.translate = fitting.affine, fitting.scale, fitting.translate
+        layer.metadata = fitting.metadata
+        layer.data = data
+        layer.features = fitting.features
+        layer.colormap = fitting.colormap
+        layer.name = fitting.name
+        layer.editable = True
+        return layer
+
+    def remove(self) -> None:
+        """Take the layer away."""
+        layer, self.layer = self.layer, None
+        if layer is not None and layer in self._viewer.layers:
+            self._viewer.layers.remove(layer)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        volume = self._run.volume
+        return tuple(volume.size(axis) for axis in volume.axes if axis not in "cs")
+
+    def _data(self, found: Any) -> LayerData:
         volume, gives = self._run.volume, self._run.model.spec.gives
-        if tuple(found.shape) != tuple(volume.size(axis) for axis in volume.axes if axis not in "cs"):
-            return  # one frame of a series: it would be seen in all of them
         named = {label.value: label.name for label in gives.labels} if gives.kind == "labels" else {}
         colors = {label.value: label.color for label in gives.labels if label.color and gives.kind == "labels"}
         name = f"{volume.name} {self._run.model.id} (running)"
-        try:
-            seen = labels(found, volume, named, name=name)
-            self.layer = Layer.create(*running_layer(seen, colors, self._run.layer))
-        except MedaiError:
-            return  # it cannot be shown; the result says why
+        return running_layer(labels(found, volume, named, name=name), colors, self._run.layer)
+
+    def _add(self) -> None:
+        gives = self._run.model.spec.gives
+        most = max((label.value for label in gives.labels), default=0)
+        kind = np.int32 if gives.kind != "labels" else np.uint8 if most < 256 else np.uint16
+        with suppress(MedaiError):  # it cannot be shown; the result says why
+            # nothing is found yet, and takes no memory
+            self.layer = Layer.create(*self._data(np.broadcast_to(np.zeros((), kind), self._shape)))
+        if self.layer is None:
+            return
         self.layer.editable = False
         active = self._viewer.layers.selection.active
         self._viewer.add_layer(self.layer)
         self._viewer.layers.selection.active = active
-
-    def remove(self) -> dict[str, Any]:
-        """Take the layer away; how it was looked at, for the one that follows."""
-        layer, self.layer = self.layer, None
-        if layer is None:
-            return {}
-        if layer in self._viewer.layers:
-            self._viewer.layers.remove(layer)
-        return {"visible": layer.visible, "opacity": layer.opacity}

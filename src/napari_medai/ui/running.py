@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import threading
@@ -26,6 +27,7 @@ from napari_medai.worker import Worker
 _LATE_IMPORTS = ("pandas", "skimage.color", "skimage.exposure")
 JOIN_SECONDS = 10.0  # how long closing waits for the current tile
 _LOOK_SECONDS = 0.05
+_NEVER = 2**31 - 1
 
 # Of all docks of all windows; its process is started when the first panel opens
 WORKER = Worker()
@@ -37,11 +39,17 @@ class Line:
     def __init__(self) -> None:
         self._places: list[Place] = []
         self._moved = threading.Condition()
+        self._thresholds: tuple[int, ...] = ()
 
     def join(self, title: str) -> Place:
         """A place at the end; the title is what those behind wait for."""
         place = Place(self, title)
         with self._moved:
+            if not self._places:
+                # Python looks through all objects of napari in 0.2 s now and then, and the window stands still:
+                # that is put off while something runs
+                self._thresholds = gc.get_threshold()
+                gc.set_threshold(*self._thresholds[:2], _NEVER)
             self._places.append(place)
         return place
 
@@ -69,6 +77,8 @@ class Line:
         finally:
             with self._moved:
                 self._places.remove(place)
+                if not self._places:
+                    gc.set_threshold(*self._thresholds)
                 self._moved.notify_all()
 
 
