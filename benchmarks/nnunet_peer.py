@@ -186,6 +186,7 @@ def _their_stage(job: dict[str, Any], clock: _Clock) -> Any:
 
 def _our_prediction(job: dict[str, Any], clock: _Clock) -> Any:
     import napari_medai as medai
+    import napari_medai.engine.nnunet.run
     from napari_medai.core.geometry import scaling
     from napari_medai.core.volume import Volume
     from napari_medai.models import load, nnunet
@@ -204,9 +205,9 @@ def _their_prediction(job: dict[str, Any], clock: _Clock) -> Any:
         tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device(job["device"]),
         perform_everything_on_device=job["device"] != "cpu", allow_tqdm=False,
     )  # fmt: skip
-    predictor.initialize_from_trained_model_folder(job["model"], [int(n) for n in job["folds"]], "checkpoint_final.pth")
     image = np.load(job["image"])
     clock.start()
+    predictor.initialize_from_trained_model_folder(job["model"], [int(n) for n in job["folds"]], "checkpoint_final.pth")
     return predictor.predict_single_npy_array(image, {"spacing": job["spacing"]}, None)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from napari_medai.engine.resample import nearest_index, resample, weights
-from napari_medai.engine.slabs import Decide, Undo
+from napari_medai.engine.slabs import Decide, Undo, _order, _round_to_half
 
 
 def labels(undo: Undo, scores: NDArray[Any], cuts: Sequence[int] = ()) -> NDArray[Any]:
@@ -96,3 +96,21 @@ def test_regions_lie_on_each_other(case: Any, threshold: float) -> None:
         close |= np.abs(channel - least) < 1e-5
     assert found.dtype == np.uint16
     np.testing.assert_array_equal(found[~close], expected[~close])
+
+
+@given(st.lists(st.floats(-65504, 65504, width=16), min_size=2, max_size=40))
+def test_half_precision_is_put_in_order_by_its_bits(values: list[float]) -> None:
+    half = np.array(values, np.float16)
+    some = half[half != 0]  # but for the two zeros
+    np.testing.assert_array_equal(np.sign(np.diff(_order(some).astype(int))), np.sign(np.diff(some.astype(float))))
+
+
+@given(st.floats(2**-14, 65504, width=32), st.sampled_from((-1, 1)))
+def test_rounding_to_half_precision(value: float, sign: int) -> None:
+    scores = np.array([value * sign], np.float32)
+    expected = scores.astype(np.float16)
+    _round_to_half(scores)
+    assert scores[0] == expected[0]
+    ties = np.array([1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20], np.float32)
+    _round_to_half(ties)
+    assert ties.tolist() == [1, 1 + 2**-9, 1 + 2**-10]

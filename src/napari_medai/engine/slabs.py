@@ -189,14 +189,12 @@ class Undo:
 
     def _decide(self, scores: NDArray[Any], out: NDArray[Any]) -> None:
         """Winners (n,) of scores (K, n)."""
-        if scores.dtype == np.float16:
-            scores = torch.from_numpy(scores).float().numpy()
         over = np.empty_like(out)
         flags = over.view(bool) if over.itemsize == 1 else np.empty(out.shape, dtype=bool)
         if self.decide.kind == "above":
             out.fill(0)
             for n, threshold in enumerate(self.decide.thresholds):
-                np.greater(scores[n], threshold, out=flags)
+                np.greater(scores[n].astype(np.float32, copy=False), threshold, out=flags)
                 np.multiply(flags, n + 1, out=over, casting="unsafe")
                 np.maximum(out, over, out=out)
             none = len(self.decide.values)
@@ -207,10 +205,12 @@ class Undo:
             out[...] = flags
             return
         out.fill(0)
-        best = scores[0].copy()
+        half = scores.dtype == np.float16
+        best = _order(scores[0]) if half else scores[0].copy()
         for n in range(1, len(scores)):
-            np.greater(scores[n], best, out=flags)
-            np.maximum(best, scores[n], out=best)
+            channel = _order(scores[n]) if half else scores[n]
+            np.greater(channel, best, out=flags)
+            np.maximum(best, channel, out=best)
             np.multiply(flags, n, out=over, casting="unsafe")
             np.maximum(out, over, out=out)
 
@@ -265,9 +265,9 @@ class Undo:
             (share.ravel(), lookup[at.ravel()], np.arange(0, at.size + 1, at.shape[1], dtype=np.int32)),
             shape=(len(at), len(needed)),
         )
-        scores = matrix @ np.ascontiguousarray(values.T, dtype=np.float32)
+        scores = matrix @ np.ascontiguousarray(values.astype(np.float32, copy=False).T)
         if self.half:
-            scores = torch.from_numpy(scores).half().float().numpy()
+            _round_to_half(scores)
         if self.decide.kind == "argmax" and scores.shape[1] == len(self.decide.values):
             if not self.decide.thresholds:
                 return np.asarray(scores.argmax(axis=1))
@@ -275,6 +275,25 @@ class Undo:
         out = np.empty(len(at), dtype=np.uint8 if len(self.decide.values) < 255 else np.uint16)
         self._decide(np.ascontiguousarray(scores.T), out)
         return out
+
+
+def _order(half: NDArray[np.float16]) -> NDArray[np.int16]:
+    """Whole numbers in the order of numbers of half precision: numpy compares these many at a time."""
+    bits = half.view(np.int16)
+    key: NDArray[np.int16] = bits >> 15
+    key &= 0x7FFF
+    key ^= bits  # a number below zero grows with its bits
+    return key
+
+
+def _round_to_half(scores: NDArray[np.float32]) -> None:
+    """To eleven digits of the binary system, in place; halves to even. (Numbers below 6e-5 keep more than half has.)"""
+    bits = scores.view(np.uint32)
+    more = bits >> 13
+    more &= 1
+    more += 0xFFF
+    bits += more
+    bits &= 0xFFFFE000
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,16 +53,29 @@ def labels_of(
     return found.labels
 
 
-def test_holes_belong_to_what_is_not_zero() -> None:
+def test_the_box_of_what_is_not_zero_in_any_channel() -> None:
     shell = np.zeros((2, 5, 5, 6), dtype=np.float32)
     shell[0, 1:4, 1:4, 2:5] = 1
     shell[0, 2, 2, 3] = 0
-    shell[1, 4, 0, 0] = -1  # of any channel
+    shell[1, 4, 0, 0] = -1
     inside = nonzero(shell)
-    assert inside[2, 2, 3]
-    assert inside.sum() == 28
+    assert inside.sum() == 27
     assert bounding_box(inside) == (slice(1, 5), slice(0, 4), slice(0, 5))
     assert bounding_box(np.zeros((2, 3), dtype=bool)) == (slice(0, 2), slice(0, 3))
+
+
+def test_holes_belong_to_what_is_not_zero() -> None:
+    shell = np.zeros((5, 5, 6), dtype=np.float32)
+    shell[1:4, 1:4, 2:5] = 27
+    shell[2, 2, 3] = 0
+    shell[1, 1, 2] = 0  # a corner of the box that is open to the outside
+    masked = plan(channels=(Channel(scheme="ZScoreNormalization", masked=True),))
+    tensor = prepare(read(scan(shell), "SimpleITKIO"), masked, LABELS, None, lambda: None).tensor[0]
+    assert tensor.shape == (3, 3, 3)
+    # 25 of the 26 inside are 27
+    assert float(tensor[1, 1, 1]) == pytest.approx(-5)
+    assert float(tensor[2, 2, 2]) == pytest.approx(0.2)
+    assert tensor[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize(
@@ -176,13 +189,13 @@ def test_a_planar_network_keeps_the_distance_of_slices() -> None:
 
 
 def test_an_image_without_a_voxel_at_the_models_spacing_is_refused() -> None:
-    coarse = plan(spacing=(50.0, 50.0, 50.0))
+    coarse = plan(spacing=(50.0, 50.0, 50.0), data=Resampling())
     with pytest.raises(InputError, match="no voxel along an axis"):
         prepare(read(scan(np.ones((9, 9, 9))), "SimpleITKIO"), coarse, LABELS, None, lambda: None)
 
 
 def test_a_spacing_that_no_memory_holds_is_refused_at_once() -> None:
-    fine = plan(spacing=(1e-5, 1e-5, 1e-5))
+    fine = plan(spacing=(1e-5, 1e-5, 1e-5), data=Resampling())
     with pytest.raises(DeviceError, match="900000 x 900000 x 900000 voxels"):
         prepare(read(scan(np.ones((9, 9, 9))), "SimpleITKIO"), fine, LABELS, None, lambda: None)
 

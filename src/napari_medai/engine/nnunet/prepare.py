@@ -36,7 +36,7 @@ class Image:
     Attributes
     ----------
     array : (c, z, y, x) float32 array
-        Pixels; a 2-D image has one plane.
+        Pixels, a copy; a 2-D image has one plane.
     spacing : tuple of 3 floats
         Along z, y, x.
     undo : callable
@@ -61,21 +61,24 @@ def read(volume: Volume, reader: str, orientation: str = "") -> Image:
         Three letters for the directions in which x, y, z are to grow, e.g. ``"RAS"``; empty: as they are stored, which
         `as_stored` tells.
     """
-    array = np.asarray(volume.numpy(), dtype=np.float32)
-    array = array if "c" in volume.axes else array[None]
+    pixels = np.asarray(volume.numpy())
+    pixels = pixels if "c" in volume.axes else pixels[None]
     scale = _MM[volume.units] if reader not in ("Tiff3DIO", "NaturalImage2DIO") else 1.0
     # the headers that nnU-Net reads hold float32; beyond it there is the noise of an affine
     z, y, x = (float(np.float32(s * scale)) for s in volume.spacing)
     if "z" not in volume.axes:
         spacing = (max(y, x) * SINGLE_SLICE, y, x) if reader != "NaturalImage2DIO" else (SINGLE_SLICE, 1.0, 1.0)
-        return Image(array[:, None], spacing, lambda labels: labels[0])
+        return Image(_copy(pixels[:, None]), spacing, lambda labels: labels[0])
     orientation = orientation or as_stored(volume)
     if not orientation:
-        return Image(array, (z, y, x), lambda labels: labels)
+        return Image(_copy(pixels), (z, y, x), lambda labels: labels)
     there = _towards(volume, orientation)
-    turned = np.ascontiguousarray(np.stack([turn(channel, there) for channel in array]))
     spacing = ((z, y, x)[there.order[0]], (z, y, x)[there.order[1]], (z, y, x)[there.order[2]])
-    return Image(turned, spacing, lambda labels: turn(labels, there.inverse()))
+    return Image(_copy(turn(pixels, there)), spacing, lambda labels: turn(labels, there.inverse()))
+
+
+def _copy(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    return np.array(pixels, dtype=np.float32, order="C")
 
 
 def as_stored(volume: Volume) -> str:
@@ -135,7 +138,7 @@ def prepare(
     Parameters
     ----------
     image : Image
-        As `read` gave it.
+        As `read` gave it; its pixels are written over.
     plan : StagePlan
         The configuration.
     labels : LabelSet
@@ -145,16 +148,18 @@ def prepare(
     check : callable
         Called between channels; may raise `Cancelled`.
     """
-    data = image.array.astype(np.float32).transpose(0, *(n + 1 for n in plan.forward))  # a copy that is written into
+    data = image.array.transpose(0, *(n + 1 for n in plan.forward))  # it is written into
     spacing = tuple(image.spacing[n] for n in plan.forward)
     whole = tuple(data.shape[1:])
     inside = nonzero(data)
     box = bounding_box(inside)
-    data, inside = data[(slice(None), *box)], inside[box]
+    # holes change no box, and nothing within it unless a mask is asked for
+    masked = previous is not None or any(how.masked for how in plan.channels)
+    data, inside = data[(slice(None), *box)], binary_fill_holes(inside[box]) if masked else inside[box]
     cut = tuple(data.shape[1:])
     # a 2-D network keeps the distance of slices
     target = plan.spacing if len(plan.spacing) == 3 else (spacing[0], *plan.spacing)
-    shape = new_shape(cut, spacing, target)
+    shape = new_shape(cut, spacing, target) if plan.data.method != "none" else cut
     if min(shape) < 1:
         raise InputError(
             f"At the model's spacing of {' x '.join(f'{s:g}' for s in target)} mm the image has no voxel along an "
@@ -167,16 +172,16 @@ def prepare(
         seen = previous.astype(np.float32).transpose(plan.forward)[box].copy()
         seen[(seen == 0) & ~inside] = -1
         inside = seen >= 0
-    channels = []
-    for values, how in zip(data, plan.channels, strict=True):
+    stacked = np.empty((inputs, *shape), dtype=np.float32)
+    for n, (values, how) in enumerate(zip(data, plan.channels, strict=True)):
         check()
-        channels.append(resample(normalise(values, how, inside), shape, spacing, target, plan.data))
+        stacked[n] = resample(normalise(values, how, inside), shape, spacing, target, plan.data)
     if seen is not None:
         check()
         found = resample(seen, shape, spacing, target, plan.labels)
-        channels += [(found == value).astype(np.float32) for value in labels.foreground]
-    stacked = torch.from_numpy(np.stack([channel.astype(np.float32, copy=False) for channel in channels]))
-    return Case(stacked, whole, box, cut, spacing, target)
+        for n, value in enumerate(labels.foreground, len(plan.channels)):
+            stacked[n] = found == value
+    return Case(torch.from_numpy(stacked), whole, box, cut, spacing, target)
 
 
 def _check_memory(
@@ -204,12 +209,11 @@ def _check_memory(
 
 
 def nonzero(data: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where any channel of (c, k, j, i) is not zero, holes filled."""
-    mask = data[0] != 0
+    """Where any channel of (c, k, j, i) is not zero."""
+    mask: NDArray[np.bool_] = data[0] != 0
     for channel in data[1:]:
         mask |= channel != 0
-    filled: NDArray[np.bool_] = binary_fill_holes(mask)
-    return filled
+    return mask
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

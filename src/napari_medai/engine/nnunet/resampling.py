@@ -1,8 +1,8 @@
 """nnU-Net's ways to bring an image, a network's output or labels to another spacing.
 
 Scans with thick slices are resampled in plane by splines and across by the nearest plane ("separate z"), because
-splines across thick slices ring (Isensee et al., nnU-Net, Nature Methods 18, 2021). scikit-image does the
-resizing, as in nnU-Net, so that numbers agree to the last bit.
+splines across thick slices ring (Isensee et al., nnU-Net, Nature Methods 18, 2021). scipy does the resizing, as in
+scikit-image, by which nnU-Net resizes, so that numbers agree to the last bit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
-from skimage.transform import resize
+from scipy.ndimage import map_coordinates, zoom
 
 from napari_medai.engine.slabs import How
 from napari_medai.models.nnunet_stage import Resampling
@@ -107,46 +106,56 @@ def resample(
     axis = separate_axis(spacing, wanted, how)
     if how.method == "torch":
         return _by_torch(channel, shape, axis, how)
-    values = channel.astype(float)
+    # half precision is none of scipy's types; what is single to begin with loses nothing
+    values = channel.astype(np.float32 if channel.dtype.itemsize <= 2 else channel.dtype, copy=False)
     if axis is None:
-        return _resize(values, shape, how).astype(channel.dtype)
+        return _resize(values, shape, how, values.dtype).astype(channel.dtype, copy=False)
     between = tuple(n if a != axis else values.shape[axis] for a, n in enumerate(shape))
-    planes = np.zeros(between)
+    kind = values.dtype if how.order_z == 0 else np.dtype(float)  # planes that are only chosen from may be rounded
+    planes = np.zeros(between, dtype=kind)
     flat = tuple(n for a, n in enumerate(shape) if a != axis)
     for k in range(values.shape[axis]):
         where = (slice(None),) * axis + (k,)
-        planes[where] = _resize(values[where], flat, how)
-    out: NDArray[Any] = _across(planes, shape, axis, how).astype(channel.dtype)
+        planes[where] = _resize(values[where], flat, how, kind)
+    out: NDArray[Any] = _across(planes, shape, axis, how).astype(channel.dtype, copy=False)
     return out
 
 
-def _resize(values: NDArray[np.float64], shape: tuple[int, ...], how: Resampling) -> NDArray[np.float64]:
-    """scikit-image's resizing; labels one by one."""
-
-    def stretch(array: NDArray[np.float64], order: int) -> NDArray[np.float64]:
-        out: NDArray[np.float64] = resize(array, shape, order, mode="edge", anti_aliasing=False)
-        return out
-
+def _resize(values: NDArray[Any], shape: tuple[int, ...], how: Resampling, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Values at another shape, as ``kind``; labels one by one."""
     if not how.labels or how.order == 0:
-        return stretch(values, how.order)
-    return _largest(values, shape, lambda mask: stretch(mask, how.order), lambda: stretch(values, 0))
+        return _stretch(values, shape, how.order, kind)
+    return _largest(
+        values, shape, lambda mask: _stretch(mask, shape, how.order, np.dtype(float)),
+        lambda: _stretch(values, shape, 0, kind),
+    )  # fmt: skip
+
+
+def _stretch(values: NDArray[Any], shape: tuple[int, ...], order: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """What scikit-image's ``resize(values, shape, order, mode="edge", anti_aliasing=False)`` gives, as ``kind``.
+
+    Computed in double precision by the same function of scipy, without copies of everything in double precision.
+    """
+    factors = [1 / f for f in np.divide(values.shape, shape)]
+    out: NDArray[Any] = zoom(values, factors, output=kind, order=order, mode="nearest", grid_mode=True)
+    return np.clip(out, values.min(), values.max(), out=out)
 
 
 def _largest(
-    values: NDArray[np.float64],
+    values: NDArray[Any],
     shape: tuple[int, ...],
     score: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    nearest: Callable[[], NDArray[np.float64]],
-) -> NDArray[np.float64]:
+    nearest: Callable[[], NDArray[Any]],
+) -> NDArray[Any]:
     """The label that scores most at each voxel; of equal ones the nearest neighbour's, else the smallest.
 
     As batchgenerators 0.25.5, by which nnU-Net resizes labels, decides.
     """
     present = np.unique(values)
     if len(present) == 1:
-        return np.full(shape, present[0])
+        return np.full(shape, present[0], dtype=values.dtype)
     neighbour = nearest()
-    best, winner = np.full(shape, -1.0), np.full(shape, present[0])
+    best, winner = np.full(shape, -1.0), np.full(shape, present[0], dtype=values.dtype)
     neighbours_score = np.full(shape, -1.0)
     for label in present:
         scores = score((values == label).astype(float))
@@ -160,7 +169,7 @@ def _largest(
     return winner
 
 
-def _across(planes: NDArray[np.float64], shape: tuple[int, ...], axis: int, how: Resampling) -> NDArray[np.float64]:
+def _across(planes: NDArray[Any], shape: tuple[int, ...], axis: int, how: Resampling) -> NDArray[Any]:
     """Planes at other places across: the nearest, or by splines of ``order_z``."""
     count = planes.shape[axis]
     if count == shape[axis]:
@@ -168,7 +177,7 @@ def _across(planes: NDArray[np.float64], shape: tuple[int, ...], axis: int, how:
     places = count / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
     if how.order_z == 0:
         index = np.floor(np.clip(places, 0, count - 1) + 0.5).astype(int)
-        nearest: NDArray[np.float64] = np.take(planes, index, axis=axis)
+        nearest: NDArray[Any] = np.take(planes, index, axis=axis)
         return nearest
     grid = np.array(
         np.meshgrid(*(places if a == axis else np.arange(n) for a, n in enumerate(shape)), indexing="ij"), dtype=float
