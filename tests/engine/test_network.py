@@ -308,3 +308,39 @@ def test_pieces() -> None:
     assert pieces(labels, 2).tolist() == [[1, 1, 0, 0], [0] * 4, [0, 0, 2, 2]]
     assert pieces(labels, 0, instances=True).tolist() == [[1, 1, 0, 2], [0] * 4, [3, 0, 4, 4]]
     assert pieces(labels, 2, instances=True).max() == 2
+
+
+def dark_scan() -> Volume:
+    """Noise between 0 and 1, and a cube of 9 in one corner."""
+    image = np.random.default_rng(5).uniform(0, 1, (40, 40, 40)).astype(np.float32)
+    image[4:10, 4:10, 4:10] = 9
+    return Volume(image, "zyx", units="mm")
+
+
+def test_tiles_of_background_alone_are_not_asked_for_and_nothing_changes(tmp_path: Path) -> None:
+    tiling = Tiling(size=(16, 16, 16), multiple=1, halo=1, overlap=0.0)
+    state = brighter_than(5)
+    every = medai.segment(dark_scan(), package(tmp_path / "a", state, tiling=tiling), device="cpu")
+    skipping = tiling.model_copy(update={"empty": 2.0})
+    some = medai.segment(dark_scan(), package(tmp_path / "b", state, tiling=skipping), device="cpu")
+    np.testing.assert_array_equal(some.labels.numpy(), every.labels.numpy())
+    # of 27 tiles one is bright; of the dark ones those that were the darkest so far are asked for, and the ground
+    assert every.provenance.tiles == 27
+    assert 2 < some.provenance.tiles < 16
+
+
+def test_a_card_that_calls_background_what_is_none_is_found_out(tmp_path: Path) -> None:
+    tiling = Tiling(size=(16, 16, 16), multiple=1, halo=1, overlap=0.0, empty=2.0)
+    found = medai.segment(dark_scan(), package(tmp_path / "p", brighter_than(0.5), tiling=tiling), device="cpu")
+    np.testing.assert_array_equal(found.labels.numpy() > 0, dark_scan().numpy() > 0.5)
+    assert any("not all background" in note for note in found.provenance.notes)
+
+
+def test_tiles_of_one_value_are_asked_for_once(tmp_path: Path) -> None:
+    image = np.zeros((40, 40, 40), np.float32)
+    image[4:10, 4:10, 4:10] = 9
+    tiling = Tiling(size=(16, 16, 16), multiple=1, halo=1, overlap=0.0)
+    model = package(tmp_path / "p", brighter_than(5), tiling=tiling)
+    found = medai.segment(Volume(image, "zyx", units="mm"), model, device="cpu")
+    np.testing.assert_array_equal(found.labels.numpy() > 0, image > 5)
+    assert found.provenance.tiles == 2

@@ -97,7 +97,7 @@ def segment(volume: Volume, run: Run, params: Any) -> Any:
     if hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
         tell = partial(_tell, run)
         pixels = np.asarray(ready.array)[(slice(None), *box)]
-        found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1)
+        found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1, empty=run.spec.tiling.empty)
         index = np.rint(found[0]).astype(np.int32)
         return _finish(_values(index, _classes(network), labels, run), ready, box, run, params)
     if ready.through is not None and ready_scores(ready, run):
@@ -154,7 +154,8 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
     try:
         if not sink.complete:
             begin = min(max(0, sink.begin - low), high - low - 1)
-            run.stream(pixels, take, network, axis=axis, begin=begin, after=after, **how)
+            empty = run.spec.tiling.empty if output != "sigmoid" else None  # compared by the largest class
+            run.stream(pixels, take, network, axis=axis, begin=begin, after=after, empty=empty, **how)
     except BaseException:
         sink.abandon()
         raise

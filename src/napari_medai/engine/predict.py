@@ -44,6 +44,9 @@ class Observer(Protocol):
     def tile_done(self, count: int) -> None:
         """Tiles went through the network."""
 
+    def note(self, message: str) -> None:
+        """Something was done in the user's place."""
+
     def lower_precision_failed(self, note: str) -> None:
         """Half precision overflowed, or gives other labels: another type from here on."""
 
@@ -90,6 +93,7 @@ def predict(
     setting: Setting,
     observer: Observer,
     known: Known | None = None,
+    empty: float | None = None,
 ) -> None:
     """Run a network over an image, tile by tile; the sweep blends and hands over what is final.
 
@@ -110,6 +114,9 @@ def predict(
         Told of every pass; its progress may stop the run.
     known : mapping, optional
         Outputs of tiles, each (K, \\*tile), that went through the network already; emptied.
+    empty : float, optional
+        A tile in which no pixel is above this is taken for one of this value alone, as far as the network's answer to
+        the brightest of them so far was the same; see `Tiling.empty`.
 
     Raises
     ------
@@ -122,8 +129,9 @@ def predict(
     total, done = len(sweep), 0
     known = {} if known is None else known
     flat: dict[tuple[float, ...], torch.Tensor] = {}
+    ground = Ground(empty, network, observer)
     observer.progress.check()
-    for batch in _ahead(_batches(rows, sweep, setting.batch, known), setting.device):
+    for batch in _ahead(_batches(rows, sweep, setting.batch, known, ground), setting.device):
         # of tiles with the same one value only the first is asked for
         asked: dict[tuple[float, ...] | int, int] = {}
         for n, one in enumerate(batch):
@@ -132,7 +140,10 @@ def predict(
         out: torch.Tensor | None = None
         with torch.inference_mode():
             if asked:
-                pixels = _stacked([batch[n].pixels for n in asked.values()], setting.device)
+                cuts = [batch[n] for n in asked.values()]
+                # what stands for a dark tile is asked for in its place
+                filled = [np.broadcast_to(_column(c), c.pixels.shape) if c.value else c.pixels for c in cuts]
+                pixels = _stacked(filled, setting.device)
                 out = forward(network, pixels, observer)
             place = {key: at for at, key in enumerate(asked)}
             passed = len(asked)
@@ -145,6 +156,8 @@ def predict(
                 else:
                     assert out is not None
                     values = out[place[one.value or n]]
+                    if one.dark is not None:
+                        ground.compare(one.dark, pixels[place[n]], values)
                     if one.value and (1 + len(flat)) * values.nbytes <= _REMEMBERED_BYTES:
                         flat[one.value] = values.clone()
                 sweep.add(one.tile, values)
@@ -241,21 +254,75 @@ def _autocast(device: torch.device, half: torch.dtype | None) -> AbstractContext
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """A tile with its pixels, and the value of each channel where it has only one."""
+    """A tile with its pixels, the value of each channel where it has only one, and how bright it is if it is dark."""
 
     tile: Tile
     pixels: NDArray[np.float32]
     value: tuple[float, ...]
+    dark: float | None = None
 
 
-def _batches(rows: Rows, sweep: Sweep, size: int, known: Known) -> Iterator[list[_Cut]]:
+class Ground:
+    """Which tiles hold nothing but background, and whether the network says so, too.
+
+    Parameters
+    ----------
+    empty : float or None
+        See `predict`; none: nothing is taken for background.
+    network, observer
+        As `predict`.
+    """
+
+    def __init__(self, empty: float | None, network: Network, observer: Observer) -> None:
+        self._empty, self._network, self._observer = empty, network, observer
+        self._level = -np.inf
+        self._labels: torch.Tensor | None = None
+
+    def brightness(self, pixels: NDArray[np.float32]) -> float | None:
+        """The brightest pixel of a tile that is dark enough to be background; none of others."""
+        if self._empty is None:
+            return None
+        brightest = float(pixels.max())
+        return brightest if brightest <= self._empty else None
+
+    def stands_for(self, brightness: float, pixels: NDArray[np.float32]) -> tuple[float, ...]:
+        """The value that a dark tile is taken to have throughout; empty if brighter ones were not compared yet."""
+        return (float(self._empty or 0.0),) * len(pixels) if brightness <= self._level else ()
+
+    def compare(self, brightness: float, pixels: torch.Tensor, values: torch.Tensor) -> None:
+        """Look whether a dark tile's labels are those of a tile of one value alone."""
+        if self._empty is None:
+            return
+        if self._labels is None:
+            flat = torch.full_like(pixels[None], self._empty)
+            self._labels = _labels(forward(self._network, flat, self._observer)[0])
+            self._observer.tile_done(1)
+        if torch.equal(_labels(values), self._labels):
+            self._level = max(self._level, brightness)
+            return
+        self._empty, self._level = None, -np.inf
+        self._observer.note("dark tiles are not all background to this network: none is left out from here on")
+
+
+def _labels(values: torch.Tensor) -> torch.Tensor:
+    """The winning class of (K, \\*tile); one channel holds it already."""
+    return values.argmax(0) if len(values) > 1 else values[0]
+
+
+def _batches(rows: Rows, sweep: Sweep, size: int, known: Known, ground: Ground) -> Iterator[list[_Cut]]:
     """Tiles with their pixels, so many at a time."""
     tiles = iter(sweep)
     while batch := list(islice(tiles, size)):
         cuts = []
         for tile in batch:
-            pixels = np.zeros(0, np.float32) if tile in known else rows.cut(tile)
-            cuts.append(_Cut(tile, pixels, _value(pixels)))
+            if tile in known:
+                cuts.append(_Cut(tile, np.zeros(0, np.float32), ()))
+                continue
+            pixels = rows.cut(tile)
+            value, dark = _value(pixels), ground.brightness(pixels)
+            if dark is not None and not value:
+                value = ground.stands_for(dark, pixels)
+            cuts.append(_Cut(tile, pixels, value, dark if not value else None))
         yield cuts
 
 
@@ -279,10 +346,12 @@ def _stacked(pixels: list[NDArray[np.float32]], device: torch.device) -> torch.T
     return tensor.to(device)
 
 
+def _column(cut: _Cut) -> NDArray[np.float32]:
+    return np.reshape(np.asarray(cut.value, np.float32), (-1, *(1,) * (cut.pixels.ndim - 1)))
+
+
 def _value(pixels: NDArray[np.float32]) -> tuple[float, ...]:
     """The value of each channel where it has only one; else empty."""
-    if not pixels.size:
-        return ()
     flat = pixels.reshape(len(pixels), -1)
     first = flat[:, 0]
     # most tiles are told by their middle already

@@ -152,6 +152,7 @@ class Run:
         overlap: float | None = None,
         halo: int | Sequence[int] | None = None,
         batch: int = 0,
+        empty: float | None = None,
     ) -> NDArray[np.float32]:
         """Run a network over an image of any size: tiles, blended without seams.
 
@@ -172,6 +173,8 @@ class Run:
             Reach of the network in voxels, see `plan_tiles`. Default: the description's.
         batch : int
             Default: the user's, else 1 on the CPU and by size on an accelerator.
+        empty : float, optional
+            As `stream`.
 
         Returns
         -------
@@ -196,7 +199,7 @@ class Run:
 
         self.stream(
             array, take, network, after=lambda channels: channels * prod(array.shape[1:]) * 4 / _MIB,
-            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch,
+            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch, empty=empty,
         )  # fmt: skip
         if whole is None:
             raise ModelError(f"An image of {' x '.join(map(str, array.shape))} has no voxel to predict.")
@@ -216,6 +219,7 @@ class Run:
         overlap: float | None = None,
         halo: int | Sequence[int] | None = None,
         batch: int = 0,
+        empty: float | None = None,
     ) -> None:
         """Run a network over an image and hand its scores over plane by plane, as soon as they are final.
 
@@ -236,6 +240,8 @@ class Run:
             First plane that is wanted. Default 0.
         after : callable
             What ``take`` and its like make of so many channels, MiB, for the plan.
+        empty : float, optional
+            Tiles in which no pixel is above this are background; see `Tiling.empty`. Default: no tile is.
 
         Raises
         ------
@@ -245,6 +251,7 @@ class Run:
         stream(
             self, array, take, network, axis=axis, begin=begin, after=after,
             multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch,
+            empty=empty,
         )  # fmt: skip
 
     def provenance(self) -> Provenance:

@@ -42,6 +42,7 @@ def stream(
     overlap: float | None,
     halo: int | Sequence[int] | None,
     batch: int,
+    empty: float | None,
 ) -> None:
     """See `napari_medai.engine.run.Run.stream`."""
     ndim = len(array.shape) - 1
@@ -71,7 +72,7 @@ def stream(
                 known, cost = first_pass(rows, network, sweep, setting, run)
             lighter = _plan(run, setting, tiles, axis, cost, after(cost.channels), steps, reach)
             if lighter is None:
-                predict(rows, network, sweep, setting, run, known)
+                predict(rows, network, sweep, setting, run, known, empty)
                 return
             setting, note = lighter
             run.note(note)
