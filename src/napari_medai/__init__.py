@@ -30,6 +30,7 @@ _LAZY = {
     "classify": "napari_medai.api",
     "detect": "napari_medai.api",
     "explain": "napari_medai.api",
+    "plan_stage": "napari_medai.api",
     "run_stage": "napari_medai.api",
     "sample": "napari_medai.samples",
     "Volume": "napari_medai.core.volume",
@@ -43,7 +44,7 @@ _LAZY = {
 __all__ = sorted([*_LAZY, "__version__"])
 
 if TYPE_CHECKING:
-    from napari_medai.api import classify, denoise, detect, explain, run_stage, segment
+    from napari_medai.api import classify, denoise, detect, explain, plan_stage, run_stage, segment
     from napari_medai.core.errors import MedaiError
     from napari_medai.core.reslice import reslice
     from napari_medai.core.stage import Progress
