@@ -13,6 +13,7 @@ import torch
 
 import napari_medai as medai
 from napari_medai import nets
+from napari_medai.api import plan_stage
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.geometry import scaling
 from napari_medai.core.stage import Cancelled, Progress
@@ -204,3 +205,19 @@ def test_labels_are_shown_as_they_are_found(trained: Path) -> None:
     assert stops == sorted(stops)
     # the first planes were there before the last tile
     assert seen[0][0] < seen[-1][0]
+
+
+def test_a_run_is_planned_after_its_first_tile(trained: Path) -> None:
+    model = load(nnunet.describe(trained, mirroring=False))
+    plan = plan_stage("segment", scan()[0], model)
+    assert plan is not None
+    assert (plan.tiles, plan.tile, plan.channels, plan.sums, plan.accumulator) == (
+        16,
+        (16, 20, 20),
+        4,
+        "float16",
+        "host",
+    )
+    assert plan.fits
+    assert 50 < plan.host_mb < plan.free_host_mb
+    assert 0 < plan.seconds < 600

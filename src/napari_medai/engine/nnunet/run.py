@@ -21,6 +21,7 @@ from napari_medai.engine.device import free_memory_mb, release_memory
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.nnunet.back import Found, put_back
 from napari_medai.engine.nnunet.checkpoint import Fold, load_fold, sha256
+from napari_medai.engine.nnunet.planned import FirstTile
 from napari_medai.engine.nnunet.prepare import Case, Image, as_stored, prepare, read
 from napari_medai.engine.nnunet.sliding import Network, held_bytes, mirrored, slide, tiles
 from napari_medai.engine.nnunet.spool import Spool
@@ -208,15 +209,23 @@ def _logits(
     count = tiles(case.tensor.shape[1:], plan.patch, step) * len(folds)
     run.progress.check()
     ran = 0
+    first: FirstTile | None = None
 
     def done(_n: int, _of: int) -> None:
         nonlocal ran
         ran += 1
+        if first and not run.planned:
+            run.planned = True
+            together = len(folds) if way.together else 1
+            run.progress.planned(first.plan(case, plan, labels, count, together, way.keep_on, way.sums.itemsize))
         run.tile_done(1)
         run.progress.update(0.05 + 0.95 * ran / count, 1, f"tile {ran} of {count}")
 
     def over(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
+        nonlocal first
         networks = [_network(path, case, plan, labels, run) for path in paths]
+        if not run.planned:
+            first = FirstTile(run)
         # a network that found no memory on the accelerator has moved the run to the CPU
         keep_on = way.keep_on if run.device.type != "cpu" else run.device
         for slab in slide(
