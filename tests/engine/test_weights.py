@@ -15,7 +15,16 @@ from torch import nn
 from napari_medai import nets
 from napari_medai.core.errors import ModelError
 from napari_medai.engine import weights
-from napari_medai.engine.weights import forget, load_archive, load_network, load_state, read_checked, warm
+from napari_medai.engine.weights import (
+    beside,
+    forget,
+    load_archive,
+    load_network,
+    load_state,
+    read_checked,
+    warm,
+    warm_bytes,
+)
 from napari_medai.models.spec import Accepts, Gives, ModelSpec
 
 CPU = torch.device("cpu")
@@ -149,9 +158,27 @@ def test_the_cache_is_bounded(monkeypatch):
     assert len(made) == 3
     warm(("b", "cpu"), make, CPU)
     assert len(made) == 4
-    monkeypatch.setattr(weights, "MOST_BYTES", 1)
+    monkeypatch.setattr(weights, "SHARE", 1e-15)
     last = warm(("d", "cpu"), make, CPU)  # the one in use stays, whatever its size
     assert list(weights._warm.values()) == [last]
+
+
+def test_what_runs_in_a_networks_place_is_kept_and_dropped_with_it(monkeypatch):
+    network = warm(("a", "cpu"), lambda: nn.Linear(2, 1), CPU)
+    stand_in = beside(network, nn.Identity)
+    assert beside(network, nn.Identity) is stand_in
+    assert beside(nn.Linear(2, 1), nn.Identity) is not stand_in  # of a network that is not kept
+    held = warm_bytes(CPU)
+    assert held == 3 * 4
+    stand_in.extra_bytes = 100
+    assert warm_bytes(CPU) == held + 100
+    forget(stand_in)
+    assert not weights._warm
+    network = warm(("a", "cpu"), lambda: network, CPU)
+    assert beside(network, nn.Identity) is not stand_in
+    monkeypatch.setattr(weights, "MOST_NETWORKS", 1)
+    warm(("b", "cpu"), lambda: nn.Linear(2, 1), CPU)
+    assert not weights._beside
 
 
 def test_torchscript_is_opened_by_its_sha256_only(tmp_path):

@@ -17,14 +17,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from napari_medai.core.errors import ModelError
+from napari_medai.engine.device import free_memory_mb
 from napari_medai.models.spec import ModelSpec
 from napari_medai.nets import build, problems
 
-# Networks kept between runs, and the memory that their parameters may hold in all
+# Networks kept between runs, and what they may hold of a device's memory, as a share of it and what is free
 MOST_NETWORKS = 6
-MOST_BYTES = 2**30
+SHARE = 1 / 8
 
 _warm: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
+# For some of them what is run in their place, under the same key
+_beside: dict[tuple[str, str], nn.Module] = {}
 _lock = threading.RLock()
 
 
@@ -147,16 +150,51 @@ def warm(key: tuple[str, str], make: Callable[[], nn.Module], device: torch.devi
         for parameter in network.parameters():  # TorchScript has no requires_grad_() for all at once
             parameter.requires_grad = False
         _warm[key] = network
-        while len(_warm) > 1 and (len(_warm) > MOST_NETWORKS or sum(map(_bytes, _warm.values())) > MOST_BYTES):
-            _warm.popitem(last=False)
+        while len(_warm) > 1 and (len(_warm) > MOST_NETWORKS or _too_much(device)):
+            _drop(next(iter(_warm)))
         return network
 
 
-def forget(network: nn.Module | None = None) -> None:
-    """Keep a network (default: any network) warm no longer, because it was moved or its memory is needed."""
+def beside(network: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+    """What is run in the place of a network, kept as long as the network is; a new one if that is not kept."""
     with _lock:
-        for key in [key for key, kept in _warm.items() if network is None or kept is network]:
-            del _warm[key]
+        for key, kept in _warm.items():
+            if kept is network:
+                if key not in _beside:
+                    _beside[key] = make()
+                return _beside[key]
+    return make()
+
+
+def forget(network: nn.Module | None = None) -> None:
+    """Keep a network (default: any network) warm no longer, because it was moved or its memory is needed.
+
+    What is run in its place may be given instead of it.
+    """
+    with _lock:
+        for key in [key for key, kept in _warm.items() if network is None or network in (kept, _beside.get(key))]:
+            _drop(key)
+
+
+def warm_bytes(device: torch.device) -> int:
+    """Memory that the networks kept on a device hold."""
+    with _lock:
+        return sum(_bytes(kept) + _more(key) for key, kept in _warm.items() if key[1] == str(device))
+
+
+def _too_much(device: torch.device) -> bool:
+    held = warm_bytes(device)
+    return held > SHARE * (held + free_memory_mb(device) * 2**20)
+
+
+def _drop(key: tuple[str, str]) -> None:
+    del _warm[key]
+    _beside.pop(key, None)
+
+
+def _more(key: tuple[str, str]) -> int:
+    """Memory that what is run in a network's place holds besides the parameters, which they share."""
+    return int(getattr(_beside.get(key), "extra_bytes", 0))
 
 
 def _bytes(network: nn.Module) -> int:

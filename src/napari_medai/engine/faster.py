@@ -1,0 +1,237 @@
+"""A network for inference alone: the same output from the same parameters, in less time and memory.
+
+On a CPU what the network does is recorded once for each size of image (`napari_medai.engine.recorded`) and run by
+kernels that suit it (`napari_medai.engine.program`). Only networks that were looked at are treated so, those of this
+package, of MONAI and of torch; whatever is not understood, a program (TorchScript), a network with hooks, one that
+looks at values, is run as it is. Reduced precision is no help on CPUs without instructions for it: twenty times slower.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from napari_medai.engine.memory import is_out_of_memory
+from napari_medai.engine.program import Program
+from napari_medai.engine.recorded import NotRecordable, record
+from napari_medai.engine.weights import beside
+
+# Whose networks are known not to do in their forward pass what a record would miss
+LOOKED_AT = ("napari_medai", "monai", "torch")
+# Sizes of image of which the record is kept
+MOST_SIZES = 2
+# torch.compile of a large 3-D U-Net, and what it saves of each pass, with caution
+COMPILE_SECONDS, COMPILE_SAVES = 90.0, 0.15
+
+_NEEDED = (
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+    "_convolution_transpose_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_convolution_transpose_weight",
+)
+
+
+def faster(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network that gives what this one gives, as fast as the device allows; or this one.
+
+    Parameters
+    ----------
+    network : module
+        In evaluation mode, on the device. It stays as it is, and shares its parameters, which must not change later.
+    device : torch.device
+        Where it will run.
+
+    Returns
+    -------
+    module
+        Called with one image (B, C, \\*space). Kept beside the network as long as that is kept warm.
+    """
+    if isinstance(network, Faster) or device.type != "cpu" or not _suits(network):
+        return network
+    return beside(network, lambda: Faster(network))
+
+
+def original(network: nn.Module) -> nn.Module:
+    """The network behind what `faster` gave, with the layers that an explanation looks into."""
+    return network.network if isinstance(network, Faster) else network
+
+
+class Faster(nn.Module):
+    """A network of which the record for each size of image is run in its place; made by `faster`.
+
+    Parameters
+    ----------
+    network : module
+        What is to be computed. Its attributes can be read here, too.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+        self._programs: OrderedDict[tuple[Any, ...], Program | None] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def forward(self, *images: torch.Tensor, **others: Any) -> Any:
+        """What the network gives."""
+        if others or len(images) != 1 or not self._can_take(images[0]):
+            return self.network(*images, **others)
+        image = images[0]
+        key = (tuple(image.shape), image.stride())
+        with torch.no_grad():
+            program = self._program(key, image)
+            if program is None:
+                return self.network(image)
+            try:
+                return program(image)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+        # a kernel does not take what the network's own does: the network is run from now on
+        self._programs[key] = None
+        return self.network(image)
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory that is kept besides the network's parameters."""
+        return sum(program.bytes for program in self._programs.values() if program is not None)
+
+    def recorded(self, image: torch.Tensor) -> bool:
+        """Whether images like this one are not run by the network itself; looks at shape and strides alone."""
+        if not self._can_take(image):
+            return False
+        return self._program((tuple(image.shape), image.stride()), image) is not None
+
+    def _program(self, key: tuple[Any, ...], image: torch.Tensor) -> Program | None:
+        with self._lock:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+                return self._programs[key]
+            try:
+                program = Program(record(self.network, image))
+            except NotRecordable:
+                program = None
+            self._programs[key] = program
+            while len(self._programs) > MOST_SIZES:
+                self._programs.popitem(last=False)
+            return program
+
+    def _can_take(self, image: Any) -> bool:
+        return (
+            isinstance(image, torch.Tensor)
+            and image.device.type == "cpu"
+            and image.dtype == torch.float32
+            and image.ndim in (4, 5)
+            and not (torch.is_grad_enabled() and _wants_gradients(self.network, image))
+            and not torch.is_autocast_enabled("cpu")
+            and not self.network.training
+            and not _hooked(self.network)
+        )
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Faster:
+        self._programs.clear()  # they refer to the parameters as they were
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not here is the network's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":
+                raise
+            return getattr(self.network, name)
+
+
+def compiled(
+    network: nn.Module, device: torch.device, passes: int, seconds: float, note: Callable[[str], None]
+) -> nn.Module:
+    """A network compiled by torch on CUDA if that pays back within one run; else this network.
+
+    Parameters
+    ----------
+    network : module
+        On the device, in evaluation mode.
+    device : torch.device
+        Where it will run.
+    passes : int
+        How many passes over images of one size are still to come.
+    seconds : float
+        How long one of them takes.
+    note : callable
+        Told when it was compiled, and when that failed.
+    """
+    pays = passes * seconds * COMPILE_SAVES > COMPILE_SECONDS
+    if device.type != "cuda" or not pays or importlib.util.find_spec("triton") is None:
+        return network
+    return Compiled(network, note)
+
+
+class Compiled(nn.Module):
+    """A network that is compiled at its first pass, and run as it is if that fails; made by `compiled`."""
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self.network, self._note = network, note
+        # not a part of this module: its parameters are the network's
+        self._fast: list[Callable[..., Any]] = [torch.compile(network, dynamic=False)]
+        self._told = False
+
+    def forward(self, image: torch.Tensor) -> Any:
+        """What the network gives."""
+        if not self._fast:
+            return self.network(image)
+        try:
+            out = self._fast[0](image)
+        except RuntimeError as error:  # torch's compilers raise kinds of it
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise
+            self._fast.clear()
+            self._note(f"the network could not be compiled and runs as it is: {str(error).partition(chr(10))[0][:200]}")
+            return self.network(image)
+        if not self._told:
+            self._told = True
+            self._note("the network was compiled by torch")
+        return out
+
+
+def _suits(network: nn.Module) -> bool:
+    """Whether a network is one that the kernels are for, on a machine that they are for."""
+    onednn = torch.backends.mkldnn
+    if platform.machine().lower() not in ("x86_64", "amd64") or not onednn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not onednn.enabled or not all(hasattr(torch.ops.mkldnn, name) for name in _NEEDED):
+        return False
+    # a network that finds labels itself, slab by slab, looks after its own memory
+    if network.training or hasattr(network, "labels"):
+        return False
+    modules = list(network.modules())
+    if any(type(m).__module__.partition(".")[0] not in LOOKED_AT for m in modules):
+        return False
+    if any(isinstance(m, torch.jit.ScriptModule | torch.fx.GraphModule) for m in modules):
+        return False
+    parameters = list(network.parameters())
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in modules) and all(
+        p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters
+    )
+
+
+def _wants_gradients(network: nn.Module, image: torch.Tensor) -> bool:
+    return image.requires_grad or any(p.requires_grad for p in network.parameters())
+
+
+def _hooked(network: nn.Module) -> bool:
+    """Whether someone looks at what the layers do."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in network.modules())
