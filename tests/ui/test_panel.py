@@ -301,7 +301,7 @@ def test_button_cancels(viewer: Any, runner: Runner, qtbot: Any) -> None:
     shown = row(panel)
     assert shown.title.text() == "head · Brain"
     qtbot.waitUntil(lambda: "Tile 3 of 4" in shown.text.text(), timeout=20_000)
-    assert shown.bar.value() == 500
+    assert shown.bar.value() == 50
     assert panel.run_button.isEnabled()
     shown.button.click()
     assert not shown.button.isEnabled()

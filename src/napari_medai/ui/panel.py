@@ -41,7 +41,7 @@ from napari_medai.ui.viewing import attach
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-_POLL_MS = 100  # ten looks a second are enough for the eye; each may redraw the panel
+_POLL_MS = 200  # each look may draw the panel anew, and with it Qt puts the whole window together
 
 
 class StagePanel(QWidget):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from napari.utils import cancelable_progress
 from napari.utils.notifications import ErrorNotification, notification_manager, show_error
 
 from napari_medai.core.errors import MedaiError
 from napari_medai.ui.job import State
+
+_SECONDS_BETWEEN = 1.0
 
 
 def report(error: BaseException) -> str:
@@ -33,12 +37,14 @@ class Activity:
 
     def __init__(self, title: str) -> None:
         self._percent = 0
+        self._next = 0.0
         self._bar: cancelable_progress | None = cancelable_progress(total=100, desc=title)
 
     def show(self, state: State) -> None:
-        """Bring the bar up to date; touches it only when a whole percent was done, as each time napari draws."""
+        """Bring the bar up to date; once a second is enough, for each time napari draws."""
         percent = int(100 * (state.fraction or 0.0))
-        if self._bar is not None and percent != self._percent:
+        if self._bar is not None and percent != self._percent and time.monotonic() > self._next:
+            self._next = time.monotonic() + _SECONDS_BETWEEN
             step, self._percent = percent - self._percent, percent
             self._bar.update(step)
 

@@ -35,6 +35,8 @@ class RunRow(QWidget):
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.bar.setFixedHeight(8)
+        # a bar without an end moves all the time, and the whole window is drawn each time
+        self.bar.setRange(0, 100)
         self.text = QLabel()
         self.text.setWordWrap(True)
         self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -56,9 +58,7 @@ class RunRow(QWidget):
         if waiting:
             self._say(f"Waiting for {waiting}")
         else:
-            # until the first word the bar moves by itself
-            self.bar.setRange(0, 0 if state.fraction is None else 1000)
-            self.bar.setValue(round(1000 * (state.fraction or 0.0)))
+            self.bar.setValue(round(100 * (state.fraction or 0.0)))
             self._say(progress_text(state))
         if state.cancelling:
             self.button.setEnabled(False)
