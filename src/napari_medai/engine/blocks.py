@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_medai.engine.instances import Decoding, decode_part
+from napari_medai.engine.instances import Decoding, Part, decode_part
 from napari_medai.engine.slide import resized_part, sampling
 from napari_medai.engine.store import MemoryStore, ZarrStore
 
@@ -207,37 +207,33 @@ class Blocks:
             maps = self._maps.window((top, bottom), (first, last), self.how.foreground_threshold)
             if maps is None:
                 return [], []
-            part = decode_part(maps[0], maps[1], self.how, ((top > 0, bottom < height), (first > 0, last < width)))
-            boxes = ndimage.find_objects(part.labels)
+            part, boxes = _decoded(maps, self.how, ((top > 0, bottom < height), (first > 0, last < width)))
             anchors = part.anchors + np.array([top, first])
-            mine = ((anchors >= (rows[0], columns[0])) & (anchors < (rows[1], columns[1]))).all(axis=1)
-            reach = np.array([(y.start, y.stop, x.start, x.stop) for y, x in boxes], dtype=int).reshape(-1, 4)[mine]
-            reach += (top, top, first, first)
-            above = bool((reach[:, 0] < top + _EDGE).any()) and top > kept
-            below = bool((reach[:, 1] > bottom - _EDGE).any()) and bottom < height
-            before = bool((reach[:, 2] < first + _EDGE).any()) and first > 0
-            behind = bool((reach[:, 3] > last - _EDGE).any()) and last < width
-            wider = [
-                above and up < most,
-                below and self._down < most,
-                before and left < most,
-                behind and right < most,
+            extent = np.array([(y.start, y.stop, x.start, x.stop) for y, x in boxes], dtype=int).reshape(-1, 4)
+            extent += (top, top, first, first)
+            mine = _within(anchors, rows, columns)
+            here = mine | _within(extent.reshape(-1, 2, 2).sum(axis=2) // 2, rows, columns)
+            pieces = [
+                here & (extent[:, 0] < top + _EDGE) & (top > 0),
+                here & (extent[:, 1] > bottom - _EDGE) & (bottom < height),
+                here & (extent[:, 2] < first + _EDGE) & (first > 0),
+                here & (extent[:, 3] > last - _EDGE) & (last < width),
             ]
+            can = (top > kept and up < most, self._down < most, left < most, right < most)
+            wider = [bool(piece.any()) and able for piece, able in zip(pieces, can, strict=True)]
             if not any(wider):
                 break
             up, left, right = up * (1 + wider[0]), left * (1 + wider[2]), right * (1 + wider[3])
             self._down *= 1 + wider[1]
             if not self._maps.has(min(rows[1] + self._down, height)):
                 return None
-        lost = top > 0 and top == kept and (reach[:, 0] < top + _EDGE)
-        self._cut += int(np.count_nonzero(lost)) + (above or below or before or behind)
+        self._cut += int(np.count_nonzero(np.any(pieces, axis=0)))
         own: list[_Object] = []
         others: list[_Object] = []
-        for n, (box, anchor) in enumerate(zip(boxes, anchors, strict=True)):
-            corner = (box[0].start + top, box[1].start + first)
-            if mine[n] or _inside(corner, box, rows, columns):
-                found = _Object((int(anchor[0]), int(anchor[1])), corner, part.labels[box] == n + 1)
-                (own if mine[n] else others).append(found)
+        for n in np.flatnonzero(here):
+            corner = (int(extent[n, 0]), int(extent[n, 2]))
+            found = _Object((int(anchors[n, 0]), int(anchors[n, 1])), corner, part.labels[boxes[n]] == n + 1)
+            (own if mine[n] else others).append(found)
         return own, others
 
     def _write(self, start: int, stop: int) -> None:
@@ -270,6 +266,32 @@ class Blocks:
         self.store.mark(stop)
 
 
+def _decoded(
+    maps: NDArray[np.float32], how: Decoding, goes_on: tuple[tuple[bool, bool], tuple[bool, bool]]
+) -> tuple[Part, list[tuple[slice, slice]]]:
+    """The objects of a window and the boxes around them; the ground around all of them is not looked at."""
+    mask = maps[0] >= how.foreground_threshold
+    cut: list[slice] = []
+    sides: list[tuple[bool, bool]] = []
+    for axis, (before, behind) in enumerate(goes_on):
+        some = np.flatnonzero(mask.any(axis=1 - axis))
+        size = mask.shape[axis]
+        start = max(0, int(some[0]) - _EDGE) if len(some) else 0
+        stop = min(size, int(some[-1]) + 1 + _EDGE) if len(some) else 0
+        cut.append(slice(start, stop))
+        sides.append((before or start > 0, behind or stop < size))
+    part = decode_part(maps[0][tuple(cut)], maps[1][tuple(cut)], how, sides) if cut[0].stop else None
+    if part is None:
+        return Part(np.zeros((0, 0), np.int32), np.zeros((0, 2), np.intp)), []
+    y, x = cut[0].start, cut[1].start
+    boxes = [
+        (slice(a.start + y, a.stop + y), slice(b.start + x, b.stop + x)) for a, b in ndimage.find_objects(part.labels)
+    ]
+    whole = np.zeros(mask.shape, np.int32)
+    whole[tuple(cut)] = part.labels
+    return Part(whole, part.anchors + np.array([y, x])), boxes
+
+
 def rows_of_band(shape: tuple[int, int], grid: tuple[int, int], margin: int) -> int:
     """Rows of a band, of which the maps and those of its margins take `MAP_BYTES`."""
     row = 2 * 4 * grid[1] * grid[0] / shape[0]
@@ -277,10 +299,10 @@ def rows_of_band(shape: tuple[int, int], grid: tuple[int, int], margin: int) -> 
     return max(LEAST_ROWS, min(ROWS, fitting // LEAST_ROWS * LEAST_ROWS))
 
 
-def _inside(corner: tuple[int, int], box: tuple[slice, slice], rows: tuple[int, int], columns: tuple[int, int]) -> bool:
-    """Whether the middle of an object's box lies in a block."""
-    y, x = corner[0] + (box[0].stop - box[0].start) // 2, corner[1] + (box[1].stop - box[1].start) // 2
-    return bool(rows[0] <= y < rows[1] and columns[0] <= x < columns[1])
+def _within(points: NDArray[np.intp], rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which points (n, 2) lie in a block."""
+    inside = (points >= (rows[0], columns[0])) & (points < (rows[1], columns[1]))
+    return np.asarray(inside.all(axis=1))
 
 
 def _count_of(store: MemoryStore | ZarrStore, rows: int) -> int:

@@ -1,0 +1,289 @@
+"""Slides block by block: the same objects, numbers and tables as of the whole image, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from benchmarks.slide import make_dicom, make_tiff
+from napari_medai.core.stage import Cancelled, Progress
+from napari_medai.core.volume import from_array
+from napari_medai.engine import nuclei
+from napari_medai.engine.blocks import Blocks
+from napari_medai.engine.instances import Decoding, decode_part
+from napari_medai.engine.objectsize import resize
+from napari_medai.engine.peaks import PeakRows, detect_peaks, detections
+from napari_medai.engine.slide import Rescaled, SlideRows, resized_part, sampling, survey
+from napari_medai.engine.store import MemoryStore, ZarrStore
+from napari_medai.models import load_model
+from napari_medai.samples import sample
+
+HOW = Decoding(0.5, 0.4, 0.4, 40)
+
+
+def run_of(volume, progress=None, stage="segment"):
+    from napari_medai.engine.run import start
+    from napari_medai.stages import STAGES
+
+    model = load_model({"segment": "nuclei", "detect": "micronuclei"}[stage])
+    return start(stage, volume, model, STAGES[stage].params(), progress or Progress())
+
+
+@pytest.fixture(scope="module")
+def maps() -> np.ndarray:
+    """What the network makes of a real slide, twice, the second time upside down: nuclei meet at the seam."""
+    image = np.asarray(sample("micronuclei_slide").array, np.float32)
+    volume = from_array(image, modality="fluorescence")
+    with run_of(volume) as run:
+        found = run.predict(nuclei.at_object_size(image, run, 0.0))
+    return np.concatenate([found, found[:, ::-1]], axis=1)
+
+
+def by_blocks(maps, shape, block, margin, step=97, store=None, note=lambda text: None, tell=lambda labels, where: None):
+    store = store or MemoryStore(shape, np.int32)
+    blocks = Blocks(shape, maps.shape[1:], HOW, store, margin, block, tell, note)
+    for first in range(blocks.begin, maps.shape[1], step):
+        blocks.take(first, maps[:, first : first + step])
+    blocks.close()
+    return np.asarray(store.array)
+
+
+def whole(maps, shape):
+    rows, columns = (sampling(n, m, 0, m)[2] for n, m in zip(maps.shape[1:], shape, strict=True))
+    return decode_part(*[resized_part(plane, rows, columns) for plane in maps], HOW).labels
+
+
+@pytest.mark.parametrize(("block", "margin"), [((256, 512), 120), ((331, 417), 64)])
+def test_real_nuclei_are_those_of_the_whole_image(maps, block, margin) -> None:
+    shape = (1536, 869)
+    expected = whole(maps, shape)
+    assert expected.max() > 300
+    np.testing.assert_array_equal(by_blocks(maps, shape, block, margin), expected)
+
+
+def cones(shape, places) -> np.ndarray:
+    """Foreground and depth of discs (y, x, radius), not quite even: whose a pixel half way is would be open."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    depth = np.zeros(shape, np.float32)
+    uneven = np.random.default_rng(0).random(shape, np.float32) * 0.02
+    for row, column, radius in places:
+        depth = np.maximum(depth, np.clip(1 - np.hypot(y - row, x - column) / radius, 0, 1))
+    return np.stack([depth > 0, depth + uneven]).astype(np.float32)
+
+
+def test_an_object_on_the_corner_of_four_blocks_is_one() -> None:
+    maps = cones((200, 200), [(100, 100, 25)])
+    found = by_blocks(maps, (200, 200), (100, 100), 40)
+    assert found.max() == 1
+    np.testing.assert_array_equal(found, whole(maps, (200, 200)))
+
+
+def test_touching_objects_across_every_border() -> None:
+    # hexagonal packing: every disc touches six others, so that all of them are one piece of foreground
+    places = [(12 + 21 * n, 12 + 24 * m + 12 * (n % 2), 12.9) for n in range(18) for m in range(15)]
+    maps = cones((400, 390), places)
+    expected = whole(maps, (400, 390))
+    assert expected.max() == len(places)
+    for block in ((100, 100), (64, 390), (33, 71)):
+        np.testing.assert_array_equal(by_blocks(maps, (400, 390), block, 40), expected)
+
+
+def test_an_object_larger_than_the_margin_is_whole() -> None:
+    notes: list[str] = []
+    maps = cones((420, 400), [(200, 190, 90), (40, 350, 20), (390, 30, 20)])
+    for block in ((64, 64), (100, 400)):
+        found = by_blocks(maps, (420, 400), block, 48, note=notes.append)
+        np.testing.assert_array_equal(found, whole(maps, (420, 400)))
+    assert notes == []
+
+
+def test_an_object_too_large_for_any_margin_is_told() -> None:
+    notes: list[str] = []
+    by_blocks(cones((600, 60), [(300, 30, 280)]), (600, 60), (32, 60), 12, note=notes.append)
+    assert "larger than 48 pixels may be cut" in notes[0]
+
+
+def test_a_part_is_resized_as_the_whole_is() -> None:
+    image = np.random.default_rng(0).random((150, 211), np.float32)
+    for shape in ((61, 88), (150, 300), (411, 512)):
+        expected = resize(image[None], shape)[0]
+        top, bottom, down = sampling(150, shape[0], 13, 57)
+        left, right, across = sampling(211, shape[1], 30, 80)
+        found = resized_part(image[top:bottom, left:right], down, across)
+        np.testing.assert_allclose(found, expected[13:57, 30:80], atol=3e-7)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda x: (x * 4000).astype(np.uint16),
+        lambda x: x - 0.5,
+        lambda x: (x * 50).astype(np.int16) - 20,
+        lambda x: np.where(x < 0.5, -0.0, x),
+    ],
+)
+def test_grey_levels_of_an_image_that_is_read_in_rows(values) -> None:
+    image = values(np.random.default_rng(0).random((300, 170), np.float32))
+    lazy = da.from_array(image, chunks=(70, 60)).astype(np.float32)
+    found = survey(SlideRows(lazy), 1.0, 99.8, diameter=10.0)
+    assert (found.low, found.high) == tuple(np.percentile(image.astype(np.float32), (1.0, 99.8)))
+
+
+def test_rows_are_read_once_and_few_are_kept() -> None:
+    read: list[int] = []
+
+    class Counted:
+        shape, chunks = (1000, 40), ((300, 300, 300, 100), (40,))
+
+        def __getitem__(self, key):
+            read.append(key.start)
+            return np.full((min(key.stop, 1000) - key.start, 40), key.start // 300, np.uint8)
+
+    rows = SlideRows(Counted())
+    for start in range(0, 900, 100):
+        assert rows(start, min(1000, start + 150)).max() == (start + 149) // 300
+    assert read == [0, 300, 600, 900]
+
+
+def test_a_slide_that_is_rescaled_as_it_is_read(maps) -> None:
+    image = np.asarray(sample("micronuclei_slide").array)[:300, :200]
+    seen = Rescaled(SlideRows(da.from_array(image, chunks=64).astype(np.float32)), (211, 150), 100.0, 5000.0)
+    normal = (image.astype(np.float32) - np.float32(100)) / np.float32(4900)
+    expected = resize(normal[None], (211, 150))
+    np.testing.assert_allclose(seen[:, 40:130], expected[:, 40:130], atol=3e-7)
+
+
+def test_peaks_of_a_heatmap_in_rows() -> None:
+    rng = np.random.default_rng(0)
+    heat = rng.random((200, 60), np.float32)
+    heat[50:53, 10:13] = 2.0  # a flat top
+    sizes = rng.uniform(2, 9, (2, 200, 60)).astype(np.float32)
+    expected = detect_peaks(heat, sizes, threshold=0.7)
+    for step in (1, 2, 7, 200):
+        rows = PeakRows(0.7, heat.shape)
+        for first in range(0, 200, step):
+            rows.take(first, np.stack([heat, *sizes])[:, first : first + step])
+        found = detections(*rows.result())
+        np.testing.assert_array_equal(found.centres, expected.centres)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from napari_medai.engine.blocks import Blocks
+from napari_medai.engine.instances import Decoding
+from napari_medai.engine.store import ZarrStore
+maps, folder = np.load(sys.argv[1]), sys.argv[2]
+shape, seen = maps.shape[1:], []
+def tell(labels, where):
+    seen.append(where)
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)  # written, and not said to be finished
+store = ZarrStore(folder, shape, np.int32, {"run": "1"}, chunks=(32, 64))
+blocks = Blocks(shape, shape, Decoding(0.5, 0.4, 0.4, 40), store, 40, (64, 100), tell)
+blocks.take(0, maps)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal that cannot be caught")
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    places = [(14 + 21 * n, 14 + 24 * m + 12 * (n % 2), 12.9) for n in range(18) for m in range(10)]
+    maps = cones((400, 260), places)
+    np.save(tmp_path / "maps.npy", maps)
+    folder = tmp_path / "labels.zarr"
+    ended = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "maps.npy"), str(folder)], check=False)
+    assert ended.returncode == -9
+    store = ZarrStore(folder, (400, 260), np.int32, {"run": "1"}, chunks=(32, 64))
+    assert store.finished == 128
+    bands: list[tuple[slice, ...]] = []
+    found = by_blocks(maps, (400, 260), (64, 100), 40, store=store, tell=lambda labels, where: bands.append(where))
+    assert 0 < len(bands) < 6  # of seven
+    np.testing.assert_array_equal(found, whole(maps, (400, 260)))
+
+
+def test_three_kinds_of_file_have_the_same_nuclei(tmp_path: Path, monkeypatch) -> None:
+    import napari_medai as medai
+    from napari_medai.stages import common
+
+    pixels = np.asarray(sample("micronuclei_slide").array)[200:560, 300:700]
+    paths = [tmp_path / name for name in ("a.ome.tif", "a.ome.zarr", "full", "sparse")]
+    make_tiff(paths[0], pixels, 64)
+    medai.save(from_array(pixels, spacing=(0.5, 0.5), units="um"), paths[1])
+    make_dicom(paths[2], pixels, 64)
+    make_dicom(paths[3], pixels, 64, sparse=True)
+    monkeypatch.setattr(nuclei, "LARGEST_WHOLE", 1000)
+    monkeypatch.setattr(common, "LARGEST_WHOLE", 1000)
+    masks = []
+    for path in paths:
+        volume = medai.open(path)
+        assert volume.is_lazy
+        assert volume.spacing[1:] == pytest.approx((0.5, 0.5))
+        if path != paths[3]:
+            masks.append(medai.segment(volume.replace(modality="fluorescence"), "nuclei"))
+        else:
+            np.testing.assert_array_equal(volume.numpy(), pixels)
+    assert masks[0].labels.numpy().max() > 20
+    for mask in masks[1:]:
+        np.testing.assert_array_equal(mask.labels.numpy(), masks[0].labels.numpy())
+        np.testing.assert_array_equal(mask.table["count"], masks[0].table["count"])
+    # and the same as where the image is held as a whole
+    monkeypatch.undo()
+    again = medai.segment(from_array(pixels, modality="fluorescence"), "nuclei")
+    np.testing.assert_array_equal(again.labels.numpy(), masks[0].labels.numpy())
+
+
+def test_cancelled_between_tiles() -> None:
+    class Stop(Progress):
+        left = 2
+
+        def check(self) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise Cancelled
+
+    image = np.asarray(sample("micronuclei_slide").array, np.float32)[:200, :200]
+    volume = from_array(image, modality="fluorescence")
+    with pytest.raises(Cancelled), run_of(volume, Stop()) as run:
+        nuclei.segment_slide(volume, run, run.params)
+
+
+_BOUNDED = """
+import json
+import dask.array as da
+import numpy as np
+import napari_medai as medai
+from benchmarks.memory import watched
+from napari_medai.samples import sample
+field = np.asarray(sample("micronuclei_slide").array)[:400, :400]
+def part(block_info=None):
+    (y, _), (x, _) = block_info[None]["array-location"]
+    made = np.zeros((1024, 1024), np.uint16)
+    if (y, x) == (3072, 4096):
+        made[300:700, 300:700] = field
+    return made
+array = da.map_blocks(part, chunks=((1024,) * 8, (1024,) * 8), dtype=np.uint16)
+volume = medai.core.volume.from_array(array, modality="fluorescence")
+with watched() as region:
+    mask = medai.segment(volume, "nuclei", diameter=48)
+print(json.dumps([len(mask.table["label"]), region.increase_mb]))
+"""
+
+
+def test_a_slide_of_64_megapixels_in_bounded_memory() -> None:
+    import json
+
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _BOUNDED], check=True, capture_output=True, text=True, cwd=root, env=dict(os.environ)
+    )
+    count, increase = json.loads(done.stdout.splitlines()[-1])
+    assert count >= 10
+    # held as a whole, its maps and what decodes them take 60 bytes a pixel, 4 GB
+    assert increase < 700
