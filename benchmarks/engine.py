@@ -147,6 +147,33 @@ def overhead(wish: Wish) -> Iterator[Line]:
     yield _ratio(f"{work}: image to labels", "passes x time of one", found["stage"], found["passes"], "s")
 
 
+def slide(wish: Wish) -> Iterator[Line]:
+    """Nuclei of a whole slide against a crop that is held in memory, scaled."""
+    if not find_spec("benchmarks.slide"):
+        yield Line("30,000 x 30,000 slide", "")
+        return
+    found = import_module("benchmarks.slide").compare(**({"edge": 6000, "tissue": 1.0} if wish.quick else {}))
+    whole, crop = _good(found["slide"]), _good(found["crop"])
+    work = f"nuclei of a slide of {found['edge']:,} x {found['edge']:,} pixels, {whole['tissue']:.0%} tissue"
+    peer = f"a crop of {crop['pixels'] / 1e6:.0f} megapixels, scaled"
+    each = [side["seconds_per_tissue_megapixel"] for side in (whole, crop)]
+    yield Line(
+        f"{work}: time", peer, f"{whole['seconds']:.0f} s ({each[0]:.2f} s a megapixel of tissue)",
+        f"{crop['seconds']:.0f} s ({each[1]:.2f} s)", f"{found['linear']:.2f}x", "linear", found["linear"] < 1.15,
+    )  # fmt: skip
+    peak = whole["peak_rss_mb"]
+    yield Line(
+        f"{work}: peak memory of the process",
+        peer,
+        _gib(peak),
+        _gib(crop["peak_rss_mb"]),
+        "",
+        "< 3 GB",
+        peak * 2**20 < 3e9,
+    )
+    yield Line(f"{work}: nuclei", peer, f"{whole['objects']:,}", f"{crop['objects']:,}")
+
+
 def others(name: str) -> Callable[[Wish], Iterator[Line]]:
     """A row that stands in a file of its own: ``lines(quick) -> list of dict`` of `Line`'s fields."""
 
@@ -166,7 +193,7 @@ ROWS: dict[str, Callable[[Wish], Iterator[Line]]] = {
     "classes": classes,
     "nnunet": nnunet,
     "overhead": overhead,
-    "slide": others("slide"),
+    "slide": slide,
     "start": others("start"),
 }
 

@@ -34,7 +34,6 @@ BOUNDED = {
     "pooling by 3 and 4": (lambda: UNetWithPooling(2, (3, 4)), (3, 4)),
     "pooling within planes": (lambda: UNetWithPooling(3, (1, 2, 2)), (1, 2, 2)),
     "strides": (lambda: monai_unet(2), (4, 4)),
-    "strides in 3-D": (lambda: monai_unet(3), (4, 4, 4)),
 }
 
 
@@ -71,7 +70,7 @@ POOLING = trained(UNetWithPooling(2))
 VOLUMES = trained(convolutions(3, [1, 2]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_tile_makes_no_difference(data: st.DataObject) -> None:
     ndim = data.draw(st.sampled_from([2, 3]), "axes")
@@ -132,7 +131,7 @@ def test_labels_are_the_same_whatever_the_tile(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits_again_on_the_cpu(threads: int) -> None:
-    network, image = trained(monai_unet(3, "instance")), image_of(40, 33, 29)
+    network, image = trained(monai_unet(3, "instance")), image_of(24, 21, 17)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -143,7 +142,7 @@ def test_the_same_bits_again_on_the_cpu(threads: int) -> None:
 
 
 def test_another_number_of_threads_is_within_the_tolerance() -> None:
-    network, image = trained(monai_unet(3)), image_of(40, 33, 29)
+    network, image = trained(monai_unet(3)), image_of(24, 21, 17)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)

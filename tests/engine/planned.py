@@ -1,0 +1,59 @@
+"""A run with its plan beside what it took, for a process of its own: see `test_plan_memory`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import napari_medai as medai
+from benchmarks.memory import watched
+from napari_medai.core.stage import Progress
+from napari_medai.core.volume import Volume
+from napari_medai.models.spec import Accepts, Gives, Label, Prepare, Tiling
+from napari_medai.nets import build
+from tests.engine.test_network import package
+
+
+class Heard(Progress):
+    """Keeps the plan."""
+
+    plan: Any = None
+
+    def planned(self, plan: Any) -> None:
+        self.plan = plan
+
+
+def planned(
+    folder: str,
+    shape: list[int],
+    classes: int,
+    tile: int,
+    spacing: float = 1.0,
+    model_mm: float = 0.0,
+    dry: bool = False,
+) -> dict[str, float]:
+    """Predicted and measured peak of segmenting noise, MiB."""
+    ndim = len(shape)
+    arguments = {
+        "spatial_dims": ndim, "in_channels": 1, "out_channels": classes, "channels": [8, 16], "strides": [2],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = package(
+        Path(folder) / "package", build("UNet", **arguments).state_dict(), network="UNet", arguments=arguments,
+        accepts=Accepts(ndim=(ndim,)), tiling=Tiling(size=(tile,) * ndim, multiple=2, overlap=0.5),
+        gives=Gives(kind="labels", labels=tuple(Label(value=n, name=str(n)) for n in range(1, classes))),
+        prepare=Prepare(normalise="zscore", spacing_mm=(model_mm,) * 3 if model_mm else None),
+    )  # fmt: skip
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    affine = np.diag([spacing] * 3 + [1.0]) if ndim == 3 else np.eye(4)
+    volume = Volume(image, "zyx"[-ndim:], affine, units="mm")
+    if dry:
+        plan = medai.plan_stage("segment", volume, model)
+        return {"predicted": plan.host_mb}
+    heard = Heard()
+    with watched() as region:
+        medai.segment(volume, model, device="cpu", progress=heard)
+    return {"predicted": heard.plan.host_mb, "tiles": heard.plan.tiles, **region.as_dict()}
