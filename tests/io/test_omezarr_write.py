@@ -99,7 +99,7 @@ def test_large_planes_have_coarser_copies(tmp_path: Path) -> None:
 
 
 def test_a_lazy_volume_is_never_whole_in_memory(tmp_path: Path) -> None:
-    lazy = da.zeros((200, 256, 256), np.uint16, chunks=(8, 256, 256)) + np.uint16(3)
+    lazy = da.zeros((200, 256, 256), dtype=np.uint16, chunks=(8, 256, 256)) + np.uint16(3)
     volume = medai.from_array(lazy, meta={"is_labels": True})
     tracemalloc.start()
     try:
@@ -131,7 +131,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def broken(block):
         raise WriteError("broken")
 
-    lazy = da.zeros((20, 30), np.uint8).map_blocks(broken, dtype=np.uint8, meta=np.zeros((0, 0), np.uint8))
+    lazy = da.zeros((20, 30), dtype=np.uint8).map_blocks(broken, dtype=np.uint8, meta=np.zeros((0, 0), np.uint8))
     medai.save(medai.from_array(np.ones((3, 3), np.uint8)), tmp_path / "a.zarr")
     with pytest.raises(WriteError, match="broken"):
         medai.save(medai.from_array(lazy), tmp_path / "a.zarr")

@@ -48,6 +48,7 @@ def stage_command(stage: Stage) -> Callable[..., None]:
         volume = open_scan(source, series, repair, shown_values)
         if out is not None:
             _check_scan(stage, volume, out, against)
+            _check_memory(volume, out)
         chosen = model or _default_model(stage, volume)
         if dry_run:
             _plan(stage, volume, chosen, params, as_json)
@@ -153,6 +154,13 @@ def _check_scan(stage: Stage, volume: Volume, out: Path, against: Path | None) -
 
     if find_writer(out, WRITES[stage.name], folder=True).title.startswith("DICOM"):
         foresee(volume, out, against, series=stage.name == "denoise")
+
+
+def _check_memory(volume: Volume, out: Path) -> None:
+    """Refuse a format that could not hold the result at the end, before anything is computed for it."""
+    from napari_medai.io.results import check_room
+
+    check_room(out, [volume.size(axis) for axis in volume.axes if axis not in "cs"])
 
 
 def _default_model(stage: Stage, volume: Volume) -> str:

@@ -121,12 +121,18 @@ def stored_dtype(array: Any, is_labels: bool) -> np.dtype[Any]:
 def slabs(array: Any, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     """The array in pieces along its first axis, contiguous, each computed when it is asked for.
 
+    Where one index of the first axis is too large for a piece, the pieces go along the next axis, without the first.
+
     Raises
     ------
     WriteError
         A value does not fit the type.
     """
     plane = int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(array.dtype).itemsize
+    if plane > _SLAB_BYTES and array.ndim > 1:
+        for n in range(array.shape[0]):
+            yield from slabs(array[n], dtype)
+        return
     step = max(1, _SLAB_BYTES // max(1, plane))
     for start in range(0, array.shape[0], step):
         slab = np.asarray(array[start : start + step])

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ _VERSION = "0.5"
 _UNITS = {"mm": "millimeter", "um": "micrometer"}
 # Voxels of a chunk: about 2**19, thin across planes, as engine/zarr_store.py
 _PLANE, _THIN = {3: (256, 256), 2: (512, 1024)}, 8
+# Voxels that are moved at a time, where a row of chunks does not hold more
+_MOST_VOXELS = 2**23
 # Planes with longer edges get coarser copies, until they fit a window.
 _WINDOW = 2048
 
@@ -122,7 +125,7 @@ def _level(group: Any, name: str, shape: tuple[int, ...], dtype: Any, volume: Vo
 def _blocks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Regions of whole chunks: of all rows and columns of a few planes, or of some rows of a large one."""
     steps = [*chunks[:-1], shape[-1]]
-    if len(shape) > 2 and shape[-2] <= _WINDOW:
+    if prod(steps[:-2]) * shape[-2] * steps[-1] <= _MOST_VOXELS:
         steps[-2] = shape[-2]
     for start in product(*(range(0, n, step) for n, step in zip(shape, steps, strict=True))):
         yield tuple(slice(s, min(s + step, n)) for s, step, n in zip(start, steps, shape, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from napari_medai.core.volume import Volume
 from napari_medai.io import Format, find_writer
 from napari_medai.io.atomic import checked
 from napari_medai.io.tables import clean, provenance_record
+
+# Formats whose writers and whose verification never hold the whole image; how often the others do
+_IN_PIECES = ("nifti", "tiff", "omezarr")
+_COPIES = 3
 
 
 def save_any(
@@ -44,6 +49,8 @@ def save_any(
         writer.load().save_table(what, path)
     else:
         volume, record = image_of(what)
+        if volume.is_lazy:
+            check_room(path, volume.shape, volume.dtype.itemsize)
         extra = {"against": against, **(options or {})} if writer.title.startswith("DICOM") else {}
         if options and not extra:
             raise WriteError(f"{writer.title} is written without options; {', '.join(options)} was given.")
@@ -58,6 +65,36 @@ def save_any(
         with verified(what, check):
             writer.load().save_volume(volume, path, record, **extra)
     return path
+
+
+def check_room(path: Path, shape: Sequence[int], itemsize: int = 1) -> None:
+    """Refuse a format that is written from memory for an image that does not fit there.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is to be written.
+    shape : sequence of int
+        Of the image.
+    itemsize : int
+        Bytes of a voxel, at least.
+
+    Raises
+    ------
+    WriteError
+        It needs more memory than is free; the message says how much, and which formats do not.
+    """
+    import psutil
+
+    writer = find_writer(path, folder=True)
+    if writer.name in _IN_PIECES or writer.writes != "images":
+        return
+    needed, free = _COPIES * prod(shape) * itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise WriteError(
+            f"{writer.title} is written from memory: {path.name} would take about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free. Written in pieces are .ome.zarr, .ome.tif and .nii; end the name so."
+        )
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from napari_medai.io.nifti_write import slabs, stored_dtype
 
 # Classic TIFF counts bytes in 32 bits; ImageJ has no other.
 _CLASSIC_BYTES = 4 * 10**9
+_PLANE_BYTES = 128 << 20
+_TILE = 1024
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 _UNIT = {"mm": "mm", "um": "µm", "pixel": "pixel"}
 
@@ -55,6 +57,9 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
     ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
     imagej = not ome and dtype.name in _IMAGEJ_TYPES and size < _CLASSIC_BYTES
     imagej = imagej and (not volume.is_rgb or (dtype == np.uint8 and volume.size("s") == 3))
+    # planes that are too large for memory are written in tiles, which ImageJ's kind has not
+    tiled = volume.is_lazy and not volume.is_rgb and volume.size("y") * volume.size("x") * dtype.itemsize > _PLANE_BYTES
+    imagej = imagej and not tiled
     # both want t, z, c, y, x, s in this order; ImageJ insists
     order = [a for a in "tzcyxs" if a in volume.axes]
     array = volume.array.transpose([volume.axes.index(a) for a in order])
@@ -66,8 +71,11 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
             options |= {"extrasamples": ["unassalpha"]}
     elif not volume.is_rgb:
         options |= {"photometric": "minisblack"}
+    if tiled:
+        options |= {"tile": (_TILE, _TILE), "buffersize": _PLANE_BYTES}
+    content = _tiles(array, dtype) if tiled else _planes(array, dtype, volume.is_rgb)
     with written(path) as file:
-        tifffile.imwrite(file, _planes(array, dtype, volume.is_rgb), shape=array.shape, dtype=dtype, **options)
+        tifffile.imwrite(file, content, shape=array.shape, dtype=dtype, **options)
 
 
 def _planes(array: Any, dtype: np.dtype[Any], rgb: bool) -> Iterator[NDArray[Any]]:
@@ -76,6 +84,15 @@ def _planes(array: Any, dtype: np.dtype[Any], rgb: bool) -> Iterator[NDArray[Any
     flat = array.reshape((-1, *plane))
     for slab in slabs(flat, dtype):
         yield from slab
+
+
+def _tiles(array: Any, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Tile by tile, a row of them in memory at a time; those at the ends are smaller."""
+    for plane in np.ndindex(*array.shape[:-2]):
+        for top in range(0, array.shape[-2], _TILE):
+            band = np.ascontiguousarray(array[(*plane, slice(top, top + _TILE))], dtype=dtype)
+            for left in range(0, array.shape[-1], _TILE):
+                yield band[:, left : left + _TILE]
 
 
 def _imagej(volume: Volume, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from napari_medai.io import open as open_volume
 from napari_medai.io.agreement import Agreement, compare, of_image, same_image, share_inside, sizes
 from napari_medai.io.readback import Labels
 from napari_medai.io.readback_images import files_of, verify_images
+from napari_medai.io.readback_pieces import in_pieces, verify_pieces
 
 if TYPE_CHECKING:
     from napari_medai.io.dicom.references import References
@@ -201,6 +202,8 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         return Report(path.name, skipped=f"{suffix or 'this format'} does not say where in the patient it lies")
     if isinstance(expected, Boxes | Scores):
         return Report(path.name, skipped="a table lies on no grid")
+    if image is not None and in_pieces(path, image):
+        return Report(path.name, checks=tuple(Check(*row) for row in verify_pieces(path, image, _names_of(expected))))
     if image is not None and not (isinstance(expected, Mask) or image.meta.get("is_labels")):
         rows = [(found.by, same_image(of_image(image), found)) for found in (read(path) for read in readers)]
         return Report(path.name, checks=tuple(Check(f"image as read by {by}", not f, ", ".join(f)) for by, f in rows))
