@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -114,3 +115,48 @@ def test_rounding_to_half_precision(value: float, sign: int) -> None:
     ties = np.array([1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20], np.float32)
     _round_to_half(ties)
     assert ties.tolist() == [1, 1 + 2**-9, 1 + 2**-10]
+
+
+def test_two_classes_with_a_threshold() -> None:
+    # probabilities of the second class: 0.5, 0.62, 0.73
+    scores = np.array([[[0.0, 0.0, 0.0]], [[0.0, 0.5, 1.0]]], np.float32)
+    assert labels(Undo((1, 3), (1, 3), Decide((4, 9))), scores).tolist() == [[4, 9, 9]]
+    over = Decide((4, 9), thresholds=(float(np.log(0.7 / 0.3)),))
+    assert labels(Undo((1, 3), (1, 3), over), scores).tolist() == [[4, 4, 9]]
+    assert labels(Undo((1, 3), (1, 6), over), scores).tolist() == [[4, 4, 4, 4, 9, 9]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.data())
+def test_a_run_goes_on_from_any_plane(case: Any, data: st.DataObject) -> None:
+    scores, shape, how, _ = case
+    decide = Decide(tuple(range(len(scores))))
+    whole = labels(Undo(scores.shape[1:], shape, decide, how=how), scores)
+    begin = data.draw(st.integers(0, shape[0] - 1))
+    undo = Undo(scores.shape[1:], shape, decide, how=how, begin=begin)
+    assert undo.next in (0, undo.first_needed(begin))
+    rest = np.concatenate([found for _, found in undo.add(scores[:, undo.next :])])
+    np.testing.assert_array_equal(rest, whole[begin:])
+
+
+def test_what_is_held_is_what_the_next_plane_needs() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 12, 4, 4)).astype(np.float32)
+    undo = Undo((12, 4, 4), (24, 8, 8), Decide((0, 1, 2)))
+    came = [first for start in range(0, 12, 3) for first, _ in undo.add(scores[:, start : start + 3])]
+    assert came == [0, 5, 11, 17]  # a plane waits for the next one that it lies between
+    undo.finish()
+
+
+def test_what_does_not_fit_is_said() -> None:
+    undo = Undo((4, 5, 6), (8, 5, 6), Decide((0, 1, 2)))
+    with pytest.raises(ValueError, match=r"\(2, 1, 5, 6\) at plane 0 of \(4, 5, 6\); 3 channels"):
+        next(undo.add(np.zeros((2, 1, 5, 6), np.float32)))
+    with pytest.raises(ValueError, match="at plane 0"):
+        next(undo.add(np.zeros((3, 5, 5, 6), np.float32)))
+    list(undo.add(np.zeros((3, 2, 5, 6), np.float32)))
+    with pytest.raises(ValueError, match="2 of 4 planes of scores came; labels end at plane 3"):
+        undo.finish()
+    with pytest.raises(ValueError, match="1 thresholds for 3 channels"):
+        Decide((0, 1, 2), thresholds=(0.5,))
+    with pytest.raises(ValueError, match="two or three axes"):
+        Undo((4,), (8,), Decide((0, 1)))
