@@ -171,6 +171,20 @@ def test_quality_gives_a_tuple_and_linknet_does_as_it_did():
     assert difference(found.logits, expected.logits) <= TOLERANCE
 
 
+def test_large_images_go_through_one_after_the_other(monkeypatch):
+    network = made("UNet", **unet(2)[1])
+    quick, images = faster(network, CPU), torch.randn(3, 1, 32, 24)
+    with torch.inference_mode():
+        expected = torch.cat([quick(images[n : n + 1]) for n in range(3)])
+        monkeypatch.setattr("napari_medai.engine.faster.ALONE", 32 * 24)
+        found = quick(images)
+        assert torch.equal(found, expected)
+        assert difference(found, network(images)) <= TOLERANCE
+        tricky = Tricky().eval().requires_grad_(False)  # several outputs: all images at once
+        images = torch.randn(2, 2, 32, 24)
+        assert difference(faster(tricky, CPU)(images)["out"], tricky(images)["out"]) <= TOLERANCE
+
+
 class Tricky(nn.Module):
     """All that goes wrong when something is written into that is still wanted."""
 

@@ -27,6 +27,8 @@ from napari_medai.engine.weights import beside
 LOOKED_AT = ("napari_medai", "monai", "torch")
 # Sizes of image of which the record is kept
 MOST_SIZES = 2
+# Numbers of an image from which several at once are no faster than one after the other, and only need more memory
+ALONE = 2**16
 # torch.compile of a large 3-D U-Net, and what it saves of each pass, with caution
 COMPILE_SECONDS, COMPILE_SAVES = 90.0, 0.15
 
@@ -87,8 +89,15 @@ class Faster(nn.Module):
         if others or len(images) != 1 or not self._can_take(images[0]):
             return self.network(*images, **others)
         image = images[0]
-        key = (tuple(image.shape), image.stride())
         with torch.no_grad():
+            if len(image) > 1 and image[0].numel() >= ALONE and self._single(image):
+                out: torch.Tensor | None = None
+                for n in range(len(image)):
+                    one = self(image[n : n + 1])
+                    out = one.new_empty((len(image), *one.shape[1:])) if out is None else out
+                    out[n] = one[0]
+                return out
+            key = (tuple(image.shape), image.stride())
             program = self._program(key, image)
             if program is None:
                 return self.network(image)
@@ -111,6 +120,12 @@ class Faster(nn.Module):
         if not self._can_take(image):
             return False
         return self._program((tuple(image.shape), image.stride()), image) is not None
+
+    def _single(self, image: torch.Tensor) -> bool:
+        """Whether images of this size go through one after the other."""
+        one = image[:1]
+        program = self._program((tuple(one.shape), one.stride()), one)
+        return program is not None and program.single
 
     def _program(self, key: tuple[Any, ...], image: torch.Tensor) -> Program | None:
         with self._lock:

@@ -125,6 +125,45 @@ class Convolution:
         ]
 
 
+class Doubling:
+    """A transposed convolution of 3 voxels that doubles the size, for few channels: a convolution of 2 voxels.
+
+    Each voxel of the input gives the 2 x 2 (x 2) voxels of the output around it as channels of their own, which then
+    take their places. oneDNN computes channels by the eight: with two it is busy with nothing for the most part.
+
+    Parameters
+    ----------
+    weight, bias : tensor
+        Of the transposed convolution, (in, out, 3, 3) or (in, out, 3, 3, 3).
+    slope : float, optional
+        Of a leaky rectifier after it.
+    """
+
+    # the output at 2 i + phase is the sum over taps t of input[i + t] with the weight at: [phase][t]
+    _TAPS = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]])
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, slope: float | None = None) -> None:
+        space, taps = weight.ndim - 2, self._TAPS
+        equation = "coxy,pax,qby->pqocab" if space == 2 else "coxyz,pax,qby,rdz->pqrocabd"
+        phases = torch.einsum(equation, weight, *(taps,) * space)
+        self.channels = weight.shape[1]
+        self.convolution = Convolution(
+            phases.flatten(0, space).contiguous(),
+            None if bias is None else bias.repeat(2**space),
+            [1] * space, [0] * space, [1] * space, slope=slope,
+        )  # fmt: skip
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, \\*space) -> (B, K, \\*doubled) with channels last."""
+        space = image.shape[2:]
+        out = self.convolution(functional.pad(last(image), (0, 1) * len(space)))
+        axes = range(len(space))
+        # (B, \\*space, \\*phases, K), then each phase beside its axis
+        out = out.movedim(1, -1).reshape(len(image), *space, *(2 for _ in axes), self.channels)
+        out = out.permute(0, *(axis for n in axes for axis in (1 + n, 1 + len(space) + n)), out.ndim - 1)
+        return out.reshape(len(image), *(2 * n for n in space), self.channels).movedim(-1, 1)
+
+
 @dataclass(frozen=True)
 class Normalisation:
     """Each image's channels, or groups of them, to mean 0 and variance 1; then scaled, shifted and activated.
