@@ -79,9 +79,9 @@ class Voice(Progress):
 
     def partial(self, found: NDArray[Any], where: tuple[slice, ...]) -> None:
         """See `Progress.partial`."""
-        if self._shown is None or self._shown.found is not found:
+        if self._shown is None or (self._shown.shape, self._shown.dtype) != (found.shape, found.dtype):
             self._shown = _Shown(found, self._folders)
-        self._shown.put(where)
+        self._shown.put(found, where)
 
     def tell(self) -> None:
         """Say what was said last and not told yet."""
@@ -97,7 +97,7 @@ class _Shown:
     """Labels in a file that the window reads while they are found."""
 
     def __init__(self, found: NDArray[Any], folders: Sequence[Path]) -> None:
-        self.found = found
+        self.shape, self.dtype = found.shape, found.dtype
         self._lock = threading.Lock()
         self._new: tuple[slice, ...] | None = None
         self._copy: NDArray[Any] | None = None
@@ -110,12 +110,12 @@ class _Shown:
             reserve(self.path, found.shape, np.dtype(found.dtype), nbytes)
             self._copy = np.load(self.path, mmap_mode="r+")
 
-    def put(self, where: tuple[slice, ...]) -> None:
+    def put(self, found: NDArray[Any], where: tuple[slice, ...]) -> None:
         """Copy what is new."""
         if self._copy is None:
             return
-        self._copy[where] = self.found[where]
-        box = tuple(slice(*part.indices(size)[:2]) for part, size in zip(where, self.found.shape, strict=False))
+        self._copy[where] = found[where]
+        box = tuple(slice(*part.indices(size)[:2]) for part, size in zip(where, self.shape, strict=False))
         with self._lock:
             old = self._new or box
             pairs = zip(old, box, strict=True)

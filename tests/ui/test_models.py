@@ -33,7 +33,7 @@ def dock(qtbot: Any) -> ModelsDock:
 
 
 def settled(dock: ModelsDock, qtbot: Any) -> None:
-    qtbot.waitUntil(lambda: bool(dock.rows) and dock.working.job is None, timeout=20_000)
+    qtbot.waitUntil(lambda: bool(dock.rows) and dock.working.job is None, timeout=60_000)
 
 
 def package(folder: Path) -> Path:

@@ -341,9 +341,9 @@ def test_runs_of_two_docks_queue(viewer: Any, runner: Runner, qtbot: Any) -> Non
     segment.run_button.click()
     qtbot.waitUntil(lambda: "Tile 3 of 4" in row(segment).text.text(), timeout=20_000)
     assert len(segment.runs.rows) == 3
-    assert row(denoise).text.text() == "Waiting for Segment head"
+    assert row(denoise).waiting.text() == "Waiting for Segment head"
     assert row(denoise).bar.isHidden()
-    assert row(segment, 1).text.text() == "Waiting for Segment head and 1 more"
+    assert row(segment, 1).waiting.text() == "Waiting for 2 runs, first Segment head"
     row(segment, 2).button.click()  # waiting can be cancelled
     qtbot.waitUntil(lambda: len(segment.runs.rows) == 2, timeout=5000)
     assert len(runner.calls) == 1

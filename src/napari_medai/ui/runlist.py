@@ -37,6 +37,7 @@ class RunRow(QWidget):
         self.bar.setFixedHeight(8)
         # a bar without an end moves all the time, and the whole window is drawn each time
         self.bar.setRange(0, 100)
+        self.waiting = QElidingLabel()
         self.text = QLabel()
         self.text.setWordWrap(True)
         self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -49,23 +50,24 @@ class RunRow(QWidget):
         layout.setSpacing(2)
         layout.addLayout(top)
         layout.addWidget(self.bar)
+        layout.addWidget(self.waiting)
         layout.addWidget(self.text)
 
     def show_state(self, state: State) -> None:
         """Bring it up to date; touches only what changed, for each change lays the dock out anew."""
         waiting = self._run.place.waiting_for
+        self.waiting.setVisible(bool(waiting))
         self.bar.setVisible(not waiting)
+        self.text.setVisible(not waiting)
         if waiting:
-            self._say(f"Waiting for {waiting}")
+            self.waiting.setText(f"Waiting for {waiting}")
         else:
             self.bar.setValue(round(100 * (state.fraction or 0.0)))
-            self._say(progress_text(state))
+            text = progress_text(state)
+            if text != self.text.text():
+                self.text.setText(text)
         if state.cancelling:
             self.button.setEnabled(False)
-
-    def _say(self, text: str) -> None:
-        if text != self.text.text():
-            self.text.setText(text)
 
 
 class RunList(QWidget):

@@ -93,7 +93,7 @@ class Place:
     def waiting_for(self) -> str:
         """What is ahead; empty once it is its turn."""
         first, *others = self.line.ahead(self) or ("",)
-        return f"{first} and {len(others)} more" if others else first
+        return f"{len(others) + 1} runs, first {first}" if others else first
 
 
 LINE = Line()
