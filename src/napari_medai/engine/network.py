@@ -234,7 +234,7 @@ def ready_scores(ready: Prepared, run: Run) -> bool:
 def _ready(volume: Volume, run: Run) -> tuple[Prepared, nn.Module]:
     spec = run.spec
     ready = prepare(volume, spec.prepare, note=run.note, orientation=spec.accepts.orientation)
-    return ready, run.network()
+    return ready, run.network(fast=True)
 
 
 def _output(run: Run, default: str) -> str:

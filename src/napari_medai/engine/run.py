@@ -21,6 +21,7 @@ from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine import load_runner
 from napari_medai.engine.device import choose_device, release_memory
+from napari_medai.engine.faster import faster
 from napari_medai.engine.isolated_limits import inside
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.peak import RunMemory
@@ -118,8 +119,13 @@ class Run:
             self.notes.append(message)
             self.progress.note(message)
 
-    def network(self) -> nn.Module:
+    def network(self, fast: bool = False) -> nn.Module:
         """The model's network: on `device`, in evaluation mode, without gradients of its parameters.
+
+        Parameters
+        ----------
+        fast : bool
+            As `faster` gives it, for inference alone: nothing of it can be looked into. Default False.
 
         Raises
         ------
@@ -128,7 +134,8 @@ class Run:
         DeviceError
             There is no memory for it.
         """
-        return self.load(partial(load_network, self.spec, self.model.weights))
+        network = self.load(partial(load_network, self.spec, self.model.weights))
+        return faster(network, self.device) if fast else network
 
     def load(self, loader: Callable[[torch.device], nn.Module]) -> nn.Module:
         """A network by ``loader(device)``, on the CPU if the accelerator has no memory for it."""

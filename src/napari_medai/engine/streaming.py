@@ -12,6 +12,7 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.plan import Accumulator
 from napari_medai.engine.device import release_memory
+from napari_medai.engine.faster import compiled
 from napari_medai.engine.memory import Setting, is_out_of_memory, size_text, smaller
 from napari_medai.engine.planning import Cost, make_plan, next_that_may_fit, room
 from napari_medai.engine.predict import Known, Rows, first_pass, predict
@@ -56,7 +57,7 @@ def stream(
     # the plan rounds and shrinks the tile; fallbacks begin from what is really used
     tiles = plan_tiles(array.shape[1:], edges, overlap, steps, reach)
     _check_reach(tiles, reach)
-    network = run.network() if network is None else network
+    network = run.network(fast=True) if network is None else network
     keep: Accumulator = "host" if run.device.type == "cpu" else "device"
     first = setting = Setting(run.device, tiles.tile, _batch(run, batch, tiles.tile), keep=keep)
     cost: Cost | None = None
@@ -72,6 +73,8 @@ def stream(
                 known, cost = first_pass(rows, network, sweep, setting, run)
             lighter = _plan(run, setting, tiles, axis, cost, after(cost.channels), steps, reach)
             if lighter is None:
+                if isinstance(network, nn.Module):
+                    network = compiled(network, run.device, len(sweep) // setting.batch, cost.seconds, run.note)
                 predict(rows, network, sweep, setting, run, known, empty)
                 return
             setting, note = lighter
