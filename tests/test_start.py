@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
+import napari_medai
 from napari_medai.cli.commands import COMMANDS
 
 HEAVY = {"torch", "monai", "dask", "zarr", "scipy", "skimage", "pydicom", "nibabel", "pandas", "xarray", "highdicom"}
@@ -54,6 +57,13 @@ def test_the_list_of_commands_says_what_each_says_of_itself(row) -> None:
     documented = inspect.getdoc(row.load())
     assert documented is not None
     assert row.summary == documented.partition("\n\n")[0].replace("\n", " ")
+
+
+def test_napari_imports_nothing_of_the_plugin_at_its_start() -> None:
+    manifest = yaml.safe_load((Path(napari_medai.__file__).parent / "napari.yaml").read_text(encoding="utf-8"))
+    # whatever else napari reads of a manifest waits for a person
+    assert set(manifest) <= {"name", "display_name", "contributions", "visibility", "categories", "schema_version"}
+    assert "on_activate" not in manifest
 
 
 def test_a_word_that_is_no_command_is_refused() -> None:
