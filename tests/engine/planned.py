@@ -38,11 +38,13 @@ def planned(
     """Predicted and measured peak of segmenting noise, MiB."""
     ndim = len(shape)
     arguments = {
-        "spatial_dims": ndim, "in_channels": 1, "out_channels": classes, "channels": [8, 16], "strides": [2],
+        "input_channels": 1, "num_classes": classes, "features_per_stage": [8, 16], "kernel_sizes": [[3] * ndim] * 2,
+        "strides": [[1] * ndim, [2] * ndim], "n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1],
     }  # fmt: skip
     torch.manual_seed(0)
+    state = {name: tensor.clone() for name, tensor in build("plain_conv_unet", **arguments).state_dict().items()}
     model = package(
-        Path(folder) / "package", build("UNet", **arguments).state_dict(), network="UNet", arguments=arguments,
+        Path(folder) / "package", state, network="plain_conv_unet", arguments=arguments,
         accepts=Accepts(ndim=(ndim,)), tiling=Tiling(size=(tile,) * ndim, multiple=2, overlap=0.5),
         gives=Gives(kind="labels", labels=tuple(Label(value=n, name=str(n)) for n in range(1, classes))),
         prepare=Prepare(normalise="zscore", spacing_mm=(model_mm,) * 3 if model_mm else None),
@@ -50,9 +52,6 @@ def planned(
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     affine = np.diag([spacing] * 3 + [1.0]) if ndim == 3 else np.eye(4)
     volume = Volume(image, "zyx"[-ndim:], affine, units="mm")
-    if dry:
-        plan = medai.plan_stage("segment", volume, model)
-        return {"predicted": plan.host_mb}
     heard = Heard()
     with watched() as region:
         medai.segment(volume, model, device="cpu", progress=heard)
