@@ -109,7 +109,7 @@ def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float]
                 last = time.perf_counter()
         arrived = time.perf_counter()
         turn(1.0)
-        if panel.outcome.result is None and not panel._results:
+        if panel.outcome.result is None and not panel.earlier:
             return panel.status.text()
         ended = time.perf_counter()
         running = watch.gaps(started, last)

@@ -26,6 +26,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.stages import STAGES
 from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
+from napari_medai.ui.earlier import Earlier
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout
 from napari_medai.ui.job import State
@@ -64,8 +65,7 @@ class StagePanel(QWidget):
         attach(viewer)
         self._model_pinned = False  # the person chose a model: layers follow it, not the other way round
         self._placing = False  # our own new layers do not become the next input
-        self._edited: set[Layer] = set()
-        self._results: list[tuple[str, Layer, list[Layer]]] = []  # model, scan, layers made from them
+        self.earlier = Earlier(viewer)
         self._running = Running()
         self._partials: dict[Run, Partial] = {}
         self._timer = QTimer(self)
@@ -386,34 +386,16 @@ class StagePanel(QWidget):
         self._placing = True
         try:
             if self.replace.isChecked():
-                self._drop_earlier(run)
+                self.earlier.drop(run)
             for data in layers:
                 layer = partial.become(data) if partial is not None else None
                 made.append(layer or self._viewer.add_layer(Layer.create(*data)))
-                self._watch(made[-1])
         finally:
             self._placing = False
-        self._results.append((run.model.id, run.layer, made))
+        self.earlier.add(run, made)
         self.outcome.show_result(result, run.layer, run.volume, made)
         notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
         self._say(f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}")
-
-    def _drop_earlier(self, run: Run) -> None:
-        for model, scan, layers in self._results:
-            if model == run.model.id and scan is run.layer:
-                for layer in layers:
-                    if layer in self._viewer.layers and layer not in self._edited:
-                        self._viewer.layers.remove(layer)
-        self._results = [row for row in self._results if any(layer in self._viewer.layers for layer in row[2])]
-
-    def _watch(self, layer: Layer) -> None:
-        """Remember whether a person changes a result, so that it is never replaced."""
-        for name in ("data", "paint", "labels_update"):
-            if name in layer.events.emitters:
-                layer.events.emitters[name].connect(self._on_edited)
-
-    def _on_edited(self, event: Any) -> None:
-        self._edited.add(event.source)
 
     # ending
 
