@@ -27,6 +27,8 @@ from benchmarks.memory import fresh, watched
 # The largest crop that is held in memory as a whole
 CROP = 4096
 _CHUNK = 1024
+# Around which there is tissue, in shares of the slide; a crop is taken around the first
+_CENTRES = ((0.3, 0.3), (0.35, 0.7), (0.7, 0.5))
 
 
 def fields(edge: int, tissue: float = 1.0, seed: int = 0) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
@@ -47,7 +49,7 @@ def fields(edge: int, tissue: float = 1.0, seed: int = 0) -> tuple[NDArray[np.ui
     down, across = -(-edge // field.shape[0]), -(-edge // field.shape[1])
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:down, :across]
-    centres = np.array([[0.3, 0.3], [0.35, 0.7], [0.7, 0.5]]) * [down, across]
+    centres = np.array(_CENTRES) * [down, across]
     distance = np.min([np.hypot(y + 0.5 - a, x + 0.5 - b) for a, b in centres], axis=0)
     nearest = np.argsort(distance.ravel(), kind="stable")[: round(tissue * distance.size)]
     ways = np.full(distance.size, -1, np.int8)
@@ -167,12 +169,12 @@ def make_dicom(path: Path, pixels: NDArray[np.uint16], tile: int = 256, um: floa
 
 
 def segment(path: str, crop: int = 0, diameter: float = 0.0) -> dict[str, Any]:
-    """Outline the nuclei of a slide, or of a crop out of its middle; run in a fresh process by `compare`."""
+    """Outline the nuclei of a slide, or of a crop out of its tissue; run in a fresh process by `compare`."""
     import napari_medai as medai
 
     volume = medai.open(path).replace(modality="fluorescence")
     if crop:
-        y, x = ((n - crop) // 2 for n in volume.shape)
+        y, x = (min(max(0, round(_CENTRES[0][0] * n) - crop // 2), n - crop) for n in volume.shape)
         array = np.asarray(volume.array[y : y + crop, x : x + crop])
         volume = volume.replace(array=array, meta={})
     else:
@@ -203,7 +205,6 @@ def compare(edge: int = 30_000, tissue: float = 0.2, crop: int = CROP, folder: s
     with tempfile.TemporaryDirectory(dir=folder or None) as where:
         path, share = make_zarr(Path(where), edge, tissue)
         one = fresh("benchmarks.slide:segment", path=str(path), crop=min(crop, edge))
-        # the crop's own estimate, so that both go at the same scale
         whole = fresh("benchmarks.slide:segment", path=str(path))
     whole = {**whole, "tissue": share}
     for row in (one, whole):

@@ -174,3 +174,19 @@ def test_zarr_json_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "zarr.json").write_text("{")
     with pytest.raises(ReadError):
         medai.open(tmp_path / "a.zarr")
+
+
+def test_levels_of_a_slide(tmp_path: Path) -> None:
+    pixels = np.arange(600, dtype=np.uint16).reshape(30, 20)
+    group = store(tmp_path / "a.zarr", "0.5")
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    datasets = []
+    for n in range(3):
+        array = group.create_array(str(n), data=pixels[:: 2**n, :: 2**n], chunks=(8, 8))
+        datasets.append({"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [0.5 * 2**n] * 2}]})
+    assert array.shape == (8, 5)
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    volume = medai.open(tmp_path / "a.zarr")
+    assert [level.shape for level in volume.meta["levels"]] == [(30, 20), (15, 10), (8, 5)]
+    assert volume.meta["levels"][0] is volume.array
+    np.testing.assert_array_equal(np.asarray(volume.meta["levels"][2]), pixels[::4, ::4])

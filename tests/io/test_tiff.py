@@ -78,6 +78,33 @@ def test_finest_level_of_a_pyramid_in_tiles(tmp_path: Path) -> None:
     volume = medai.open(tmp_path / "a.tif")
     assert (volume.axes, volume.shape) == ("yxs", (256, 256, 3))
     np.testing.assert_array_equal(volume.numpy(), pixels)
+    assert [level.shape for level in volume.meta["levels"]] == [(256, 256, 3), (128, 128, 3)]
+    assert volume.meta["levels"][0] is volume.array
+    np.testing.assert_array_equal(np.asarray(volume.meta["levels"][1]), pixels[::2, ::2])
+
+
+def test_chunks_are_whole_tiles_of_a_screen(tmp_path: Path) -> None:
+    pixels = np.zeros((3000, 2900), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(384, 256), compression="zlib")
+    assert medai.open(tmp_path / "a.tif").array.chunksize == (768, 1024)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_what_lies_in_the_file_as_it_is_is_not_read_as_a_whole(tmp_path: Path, byteorder: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 60000, (2000, 1500)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, byteorder=byteorder, metadata=None)
+    volume = medai.open(tmp_path / "a.tif")
+    part = np.asarray(volume.array[700:710, 20:31])
+    np.testing.assert_array_equal(part, pixels[700:710, 20:31])
+    assert part.dtype.isnative
+    # a chunk that is asked for is the only one that is read: the rest of the file may be gone
+    data = (tmp_path / "a.tif").read_bytes()
+    at = data.index(pixels[1024:1025].astype(f"{byteorder}u2").tobytes())
+    with (tmp_path / "a.tif").open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(len(data) - at))
+    np.testing.assert_array_equal(np.asarray(volume.array[:1024]), pixels[:1024])
+    assert not np.asarray(volume.array[1024:1030]).any()
 
 
 def test_several_images_of_ome_are_listed(tmp_path: Path) -> None:

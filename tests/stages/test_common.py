@@ -73,3 +73,26 @@ def test_frames_of_a_series() -> None:
     series = from_array(np.arange(8).reshape(2, 1, 2, 2), "tzyx")
     assert [f.array.max() for f in frames(series)] == [3, 7]
     assert len(frames(series.take("t", 0))) == 1
+
+
+def test_a_slide_stays_lazy_and_is_checked(monkeypatch) -> None:
+    from napari_medai.stages import common
+
+    monkeypatch.setattr(common, "LARGEST_WHOLE", 100)
+    monkeypatch.setattr(common, "_CHUNK", 8)
+    image = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    found = pixels(from_array(image))
+    assert hasattr(found, "dask")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(found), image)
+    with pytest.raises(InputError, match="Every pixel has the value 7"):
+        pixels(from_array(np.full((20, 20), 7, np.uint8)))
+    bad = np.ones((20, 20))
+    bad[19, 3] = bad[2, 2] = np.nan
+    with pytest.raises(NotFiniteError, match="2 of 400 pixels"):
+        pixels(from_array(bad))
+    colour = np.random.default_rng(0).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+    grey = one_channel(from_array(colour), 0)
+    assert grey.is_lazy
+    expected = colour.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32)
+    np.testing.assert_allclose(grey.numpy(), expected, rtol=1e-6)

@@ -44,3 +44,27 @@ def test_nothing_found_is_a_table_without_rows() -> None:
     table = measure(from_array(np.zeros((3, 3), np.uint8)), np.zeros((3, 3)), {}, instances=True)
     assert {len(column) for column in table.values()} == {0}
     assert "area_px" in table
+
+
+def test_a_lazy_slide_is_measured_in_parts(monkeypatch) -> None:
+    import dask.array as da
+
+    from napari_medai.stages import measure as module
+
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 900, (20, 30)), np.ones((7, 5), int)).astype(np.int32)
+    image = rng.random(labels.shape, np.float32)
+    expected = measure(from_array(labels), image, {}, instances=True)
+    by_hand = labels == 17 if (labels == 17).any() else labels == labels[0, 0]
+    row = int(np.flatnonzero(expected["label"] == labels[by_hand][0])[0])
+    where = np.nonzero(by_hand)
+    assert expected["count"][row] == by_hand.sum()
+    assert (expected["y"][row], expected["x"][row]) == pytest.approx((where[0].mean(), where[1].mean()))
+    assert expected["size_y_px"][row] == np.ptp(where[0]) + 1
+    assert expected["mean_intensity"][row] == pytest.approx(image[by_hand].mean(dtype=np.float64))
+    monkeypatch.setattr(module, "_READ", 1000)
+    monkeypatch.setattr(module, "_AT_ONCE", 333)
+    lazy = from_array(da.from_array(labels, chunks=(33, 40)), "yx")
+    found = measure(lazy, da.from_array(image, chunks=(50, 50)), {}, instances=True)
+    for name, column in expected.items():
+        np.testing.assert_allclose(found[name], column, rtol=1e-12)
