@@ -50,6 +50,9 @@ def labels_of(
     found = Found(case, turned, labels, lambda array: array, progress or Progress())
     planes = torch.as_tensor(np.asarray(logits)).float().split(1, dim=1)
     put_back(iter(planes), case, turned, labels, threshold, found, lambda: None)
+    ahead = Found(case, turned, labels, lambda array: array, Progress())
+    put_back(iter(planes), case, turned, labels, threshold, ahead, lambda: None, ahead=2)
+    np.testing.assert_array_equal(ahead.labels, found.labels)
     return found.labels
 
 

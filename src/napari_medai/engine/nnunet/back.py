@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import inf, log
 from typing import Any
 
@@ -59,6 +61,11 @@ class Found:
         self._axis = next((n for n, stride in enumerate(places.strides) if stride), None)
         self._backwards = self._axis is not None and places.strides[self._axis] < 0
 
+    def write_all(self, pieces: Iterable[tuple[int, NDArray[Any]]]) -> None:
+        """Several pieces as `Undo.add` gives them."""
+        for first, planes in pieces:
+            self.write(first, planes)
+
     def write(self, first: int, planes: NDArray[Any]) -> None:
         """Planes (e, j, i) of what was cut out, from plane ``first`` on."""
         start = self._box[0].start + first
@@ -79,6 +86,7 @@ def put_back(
     threshold: float,
     found: Found,
     check: Callable[[], None],
+    ahead: int = 0,
 ) -> None:
     """Labels on the image's own voxels from a network's output.
 
@@ -98,22 +106,34 @@ def put_back(
         Where labels are written.
     check : callable
         Called between slabs, or channels; may raise `Cancelled`.
+    ahead : int
+        How many slabs may be asked for beyond the one in hand, which is then put back at the same time; only for slabs
+        that are not written over. Default 0.
     """
     how = streamed(case.tensor.shape[1:], case.cut, case.target, case.spacing, plan.probabilities)
     if how is None:
         found.write(0, _at_once(torch.cat([slab.clone() for slab in logits], 1), case, plan, labels, threshold, check))
         return
     undo: Undo | None = None
-    for slab in logits:
-        check()
-        if undo is None:
-            # by splines nnU-Net comes back to the precision of the sums, and compares in that; by torch it does not
-            half = slab.dtype == torch.half and plan.probabilities.method == "spline" and _resized(case)
-            undo = Undo(case.tensor.shape[1:], case.cut, _decide(labels, threshold), how=how, half=half)
-        for first, planes in undo.add(slab):
-            found.write(first, planes)
+    with ThreadPoolExecutor(1, thread_name_prefix="medai-undo") as pool:
+        waiting: deque[Future[list[tuple[int, NDArray[Any]]]]] = deque()
+        for slab in logits:
+            check()
+            if undo is None:
+                # by splines nnU-Net comes back to the precision of the sums, and compares in that; by torch it does not
+                half = slab.dtype == torch.half and plan.probabilities.method == "spline" and _resized(case)
+                undo = Undo(case.tensor.shape[1:], case.cut, _decide(labels, threshold), how=how, half=half)
+            waiting.append(pool.submit(_all, undo, slab))
+            while len(waiting) > ahead:
+                found.write_all(waiting.popleft().result())
+        for slabs in waiting:
+            found.write_all(slabs.result())
     if undo is not None:
         undo.finish()
+
+
+def _all(undo: Undo, slab: torch.Tensor) -> list[tuple[int, NDArray[Any]]]:
+    return list(undo.add(slab))
 
 
 def _resized(case: Case) -> bool:

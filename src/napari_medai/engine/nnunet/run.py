@@ -18,6 +18,7 @@ from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.stage import Params, Part
 from napari_medai.core.volume import Volume
 from napari_medai.engine.device import free_memory_mb, release_memory
+from napari_medai.engine.faster import faster
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.nnunet.back import Found, put_back
 from napari_medai.engine.nnunet.checkpoint import Fold, load_fold, sha256
@@ -123,7 +124,9 @@ def _run_stage(
         logits = _logits(case, plan, labels, folds, run, way)
         try:
             with torch.inference_mode(), _autocast(run):
-                put_back(logits, case, plan, labels, threshold, found, check)
+                # sums on an accelerator come as copies, which are put back while it runs the next tiles
+                ahead = 2 if way.keep_on.type != "cpu" and run.device.type != "cpu" else 0
+                put_back(logits, case, plan, labels, threshold, found, check, ahead)
             return found
         except Overflow:
             if way.sums is torch.float32 and run.precision == "float32":
@@ -251,7 +254,8 @@ def _network(path: Path, case: Case, plan: StagePlan, labels: LabelSet, run: Run
     """One fold with its mirror images."""
     fold = run.load(partial(_fold, path, plan, labels.heads, len(case.tensor)))
     assert isinstance(fold, Fold)
-    return partial(mirrored, fold, axes=fold.mirroring if _mirrors(run) else (), check=run.progress.check)
+    axes = fold.mirroring if _mirrors(run) else ()
+    return partial(mirrored, faster(fold, run.device), axes=axes, check=run.progress.check)
 
 
 def chosen_folds(plan: StagePlan, wish: str) -> list[str]:
