@@ -126,6 +126,15 @@ def test_a_run_that_was_stopped_goes_on_from_what_is_finished(model, tmp_path):
     np.testing.assert_array_equal(again.labels.numpy(), whole.labels.numpy())
 
 
+def test_frames_of_a_series_do_not_go_on_from_each_other(model, tmp_path):
+    first = scan()
+    second = first.replace(array=400 - first.numpy())
+    series = first.replace(array=np.stack([first.numpy(), second.numpy()]), axes="tzyx")
+    found = medai.segment(series, model, progress=Watching(store=tmp_path / "labels"), device="cpu").labels.numpy()
+    for frame, alone in zip(found, (first, second), strict=True):
+        np.testing.assert_array_equal(frame, medai.segment(alone, model, device="cpu").labels.numpy())
+
+
 def test_another_image_is_begun_anew(model, tmp_path):
     store = tmp_path / "labels"
     with pytest.raises(Cancelled):

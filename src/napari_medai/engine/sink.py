@@ -80,7 +80,8 @@ class LabelSink:
         ways: tuple[How, ...] = (how,) * len(shape) if isinstance(how, str) else tuple(how)
         self._store_axis = turned.order[axis] if turned is not None else axis
         image = run.volume.spatial_shape if on_image else tuple(oriented)
-        path = run.progress.store if on_image else None
+        # a folder holds the labels of one image, not of a series
+        path = run.progress.store if on_image and "t" not in run.volume.axes else None
         self._on_image = on_image
         free = room(run.device, float(run.params.memory))
         self.store: Store = choose_store(
