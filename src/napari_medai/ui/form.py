@@ -14,7 +14,9 @@ from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
     QFormLayout,
+    QFrame,
     QLineEdit,
+    QScrollArea,
     QSizePolicy,
     QSpinBox,
     QVBoxLayout,
@@ -197,6 +199,16 @@ class _WheelGuard(QObject):
             event.ignore()
             return True
         return bool(super().eventFilter(watched, event))
+
+
+def scrolling(content: QWidget) -> QScrollArea:
+    """A dock's content that scrolls up and down where the dock is low."""
+    scroll = QScrollArea()
+    scroll.setWidgetResizable(True)
+    scroll.setFrameShape(QFrame.Shape.NoFrame)
+    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    scroll.setWidget(content)
+    return scroll
 
 
 def form_layout() -> QFormLayout:

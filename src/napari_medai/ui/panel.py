@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
@@ -9,17 +11,14 @@ from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
 
 from napari_medai.core.errors import MedaiError
-from napari_medai.core.plan import Plan
 from napari_medai.core.result import Result
 from napari_medai.core.stage import Cancelled, fields_of
 from napari_medai.core.volume import Volume
@@ -28,7 +27,7 @@ from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
 from napari_medai.ui.earlier import Earlier
 from napari_medai.ui.fit import FitView
-from napari_medai.ui.form import Form, form_layout
+from napari_medai.ui.form import Form, form_layout, scrolling
 from napari_medai.ui.job import State
 from napari_medai.ui.layers import layer_to_volume, result_to_layers
 from napari_medai.ui.offers import NEWS, doubtful, is_heatmap, misfit, model_for, models_for
@@ -36,7 +35,7 @@ from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.partial import Partial
 from napari_medai.ui.reports import report
 from napari_medai.ui.runlist import RunList
-from napari_medai.ui.running import Run, Running, warm_up
+from napari_medai.ui.running import Run, Running, plan_text, warm_up
 from napari_medai.ui.viewing import attach
 
 if TYPE_CHECKING:
@@ -99,13 +98,10 @@ class StagePanel(QWidget):
             "unless they were edited.</p>"
         )
         self.replace.setVisible(self.stage.name != "classify")  # scores are no layer
-        self.run_button = QPushButton("Run")
+        self.run_button, self.estimate_button = QPushButton("Run"), QPushButton("Estimate")
         self.run_button.setMinimumHeight(28)
-        self.estimate_button = QPushButton("Estimate")
         self.estimate_button.setMinimumHeight(28)
-        self.estimate_button.setToolTip(
-            "<p>Say how many tiles a run would take, how long, and how much memory, after trying one tile.</p>"
-        )
+        self.estimate_button.setToolTip("<p>Say how many tiles, how long and how much memory a run would take.</p>")
         self.runs = RunList()
         self.status = QLabel()
         self.status.setWordWrap(True)
@@ -130,7 +126,6 @@ class StagePanel(QWidget):
         column.addWidget(self.form)
         column.addWidget(self.replace)
         buttons = QHBoxLayout()
-        buttons.setSpacing(4)
         buttons.addWidget(self.run_button, 1)
         buttons.addWidget(self.estimate_button)
         column.addLayout(buttons)
@@ -138,14 +133,9 @@ class StagePanel(QWidget):
         column.addWidget(self.status)
         column.addWidget(self.outcome, 1)
         column.addStretch(0)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(content)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll)
+        layout.addWidget(scrolling(content))
         self.setMinimumWidth(280)
 
     def _connect(self) -> None:
@@ -224,6 +214,15 @@ class StagePanel(QWidget):
         if not self._placing:
             self._follow_active()
 
+    @contextmanager
+    def _placing_ours(self) -> Iterator[None]:
+        """What is selected meanwhile was not selected by a person."""
+        self._placing = True
+        try:
+            yield
+        finally:
+            self._placing = False
+
     def _follow_active(self) -> None:
         """Take the layer that is selected in napari, and unless one was chosen a model that takes it."""
         layer = self._viewer.layers.selection.active
@@ -281,30 +280,23 @@ class StagePanel(QWidget):
 
     def start(self) -> None:
         """Run the stage on the chosen image with the chosen model, when it is its turn."""
-        run = self._asked()
-        if run is not None:
-            self._go(run.begin())
+        self._go(Run.begin)
 
     def estimate(self) -> None:
         """Say what `start` would take, when it is its turn."""
-        run = self._asked()
-        if run is not None:
-            self._go(run.estimate())
+        self._go(Run.estimate)
 
-    def _asked(self) -> Run | None:
-        """A run of what is chosen now."""
+    def _go(self, begin: Callable[[Run], Run]) -> None:
         layer, model = self.layers.layer, self.models.chosen
         if layer is None or model is None:
-            return None
+            return
         try:
             volume = layer_to_volume(layer, list(self._viewer.layers))
             params = self.stage.params(**self.values())
         except MedaiError as error:
             self._say(report(error))
-            return None
-        return Run(self.stage, layer, volume, model, params)
-
-    def _go(self, run: Run) -> None:
+            return
+        run = begin(Run(self.stage, layer, volume, model, params))
         self._running.runs.append(run)
         self.runs.add(run)
         self._say("")
@@ -337,14 +329,11 @@ class StagePanel(QWidget):
         if run.place.waiting_for:
             return
         state = run.job.state
-        self._placing = True
-        try:
+        with self._placing_ours():
             if run not in self._partials:
                 self._running.show(run, f"{self.stage.title} {run.layer.name}")
                 self._partials[run] = Partial(self._viewer, run)
             self._partials[run].look()
-        finally:
-            self._placing = False
         activity = self._running.activities[run]
         activity.show(state)  # lets Qt handle events: the run may be over after it
         if activity.cancelled and not state.cancelling:
@@ -368,12 +357,9 @@ class StagePanel(QWidget):
 
     def _hide(self, partial: Partial | None) -> None:
         """Take away the labels of a run that gave no result."""
-        self._placing = True
-        try:
-            if partial is not None:
+        if partial is not None:
+            with self._placing_ours():
                 partial.remove()
-        finally:
-            self._placing = False
 
     def _show(self, run: Run, result: Result, state: State, partial: Partial | None) -> None:
         """Put a result into the viewer and the dock, wherever its image is by now."""
@@ -383,15 +369,12 @@ class StagePanel(QWidget):
             self._say(report(error))
             return
         made = []
-        self._placing = True
-        try:
+        with self._placing_ours():
             if self.replace.isChecked():
                 self.earlier.drop(run)
             for data in layers:
                 layer = partial.become(data) if partial is not None else None
                 made.append(layer or self._viewer.add_layer(Layer.create(*data)))
-        finally:
-            self._placing = False
         self.earlier.add(run, made)
         self.outcome.show_result(result, run.layer, run.volume, made)
         notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
@@ -415,10 +398,3 @@ class StagePanel(QWidget):
             self.runs.remove(run)
             self._hide(self._partials.pop(run, None))
         self._update_button()
-
-
-def plan_text(plan: Plan | None) -> str:
-    """What is said of an estimate."""
-    if plan is None:
-        return "This model does not go over the image in tiles."
-    return f"{plan}." + (f"\n{plan.advice}" if plan.advice else "")

@@ -190,3 +190,10 @@ def progress_text(state: State) -> str:
     notes = "".join(f"\n• {note}" for note in state.notes)
     plan = f"\n{state.plan}" if state.plan is not None else ""
     return f"{message} ({share}{state.seconds:.0f} s){plan}{notes}"
+
+
+def plan_text(plan: Plan | None) -> str:
+    """What is said of an estimate."""
+    if plan is None:
+        return "This model does not go over the image in tiles."
+    return f"{plan}." + (f"\n{plan.advice}" if plan.advice else "")
