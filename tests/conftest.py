@@ -31,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
     # read by napari when it is first imported: no settings of a person are used or changed
     os.environ.setdefault("NAPARI_CONFIG", "")
+    # networks of tests are so small that threads of torch would only wait for each other, at full load; read by OpenMP
+    # when torch is first imported, and by the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # widgets that outlive their test fail it
     os.environ.setdefault("NAPARI_STRICT_QT", "raise")
     config.stash[_SCREEN] = None

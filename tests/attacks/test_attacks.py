@@ -51,7 +51,7 @@ class Corpus:
         assert not left, f"building left {left}"
 
     def environment(self) -> dict[str, str]:
-        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "2"}
+        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
         kept["PYTHONDONTWRITEBYTECODE"] = "1"
         own = {"TMPDIR": str(self.may_write / "tmp"), "XDG_CACHE_HOME": str(self.may_write / "cache")}
         return kept | environment(self.root) | own
