@@ -90,7 +90,7 @@ NETWORKS |= {
         "SwinUNETR", {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 64, 64)
     ),
     "SwinUNETR 3": (
-        "SwinUNETR", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 32, 32, 64)
+        "SwinUNETR", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 32, 32, 32)
     ),
     "nuclei": ("nuclei_unet", {"features": [4, 8, 8, 8, 8, 4]}, (1, 32, 48)),
     "micronuclei": ("micronuclei_centres", {"features": [4, 8, 8, 8, 8, 4]}, (1, 32, 32)),
