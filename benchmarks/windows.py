@@ -37,6 +37,8 @@ TWO = {
 MANY = {
     "spatial_dims": 3, "in_channels": 1, "out_channels": 118, "channels": [8, 16, 32], "strides": [2, 2],
 }  # fmt: skip
+# What a run of them may take: the least that sums in half precision and tiles of this size need
+MOST_MB = 2700
 SCAN, SCAN_MM, MODEL_MM = (300, 512, 512), (1.5, 0.8, 0.8), 1.5
 _WEIGHTS = "weights.safetensors"
 
@@ -122,7 +124,7 @@ def ours_many(folder: str, planes: int, device: str) -> dict[str, Any]:
     """117 classes on the scan's own voxels, from the file of the model to the labels, in a process of its own."""
     volume = Volume(scan(planes), "zyx", scaling(SCAN_MM), units="mm", modality="CT")
     with watched() as region:
-        found = medai.segment(volume, medai.load_model(folder), device=device)
+        found = medai.segment(volume, medai.load_model(folder), device=device, memory=MOST_MB)
     labels = np.asarray(found.labels.array)
     return _told(region, labels, "", tiles=found.provenance.tiles, classes=len(np.unique(labels)))
 

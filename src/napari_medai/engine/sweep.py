@@ -146,7 +146,9 @@ class Sweep:
         weight = weight[part].movedim(self.axis, 0).to(self._device)
         values = values[(slice(None), *part)].movedim(self.axis + 1, 1).to(self._device)
         single = len(self.plan) == 1
-        count = len(values) if self._file is None else max(1, _DISK_BYTES // max(1, values[0].nbytes))
+        # what is converted, or read from the disk, goes a few channels at a time
+        whole = self._file is None and values.dtype == self._total.dtype
+        count = len(values) if whole else max(1, _DISK_BYTES // max(1, values[0].nbytes))
         for first in range(0, len(values), count):
             some = slice(first, first + count)
             for ring, here in _in_ring(planes.start, planes.stop, self._depth):
