@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -14,13 +17,39 @@ import numpy as np
 import pytest
 import tifffile
 
+from napari_medai.cli import main
+
 BIN = Path(sys.executable).parent / "medai"
 
 
-def medai(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240, **options
-    )
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def medai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command in this process, as its entry point calls it."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["medai", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGINT)
+        code = 0
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            logging.captureWarnings(False)
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -49,19 +78,19 @@ def slide(tmp_path: Path) -> Path:
     return path
 
 
-def test_info_tells_size_spacing_orientation(head: Path) -> None:
+def test_info_tells_size_spacing_orientation(medai, head: Path) -> None:
     done = medai("info", head, "--json")
     assert done.returncode == 0, done.stderr
     (series,) = json.loads(done.stdout)["series"]
     assert series["shape"] == [12, 26, 24]
     assert series["orientation"] == "SPL"
     assert series["spacing"] == pytest.approx([2.502, 1.241, 1.237], abs=1e-3)
-    plain = medai("info", head)
-    assert plain.returncode == 0
+    plain = subprocess.run([BIN, "info", head], capture_output=True, text=True, check=False)  # as it is installed
+    assert plain.returncode == 0, plain.stderr
     assert "z12 x y26 x x24" in plain.stdout
 
 
-def test_convert_there_and_back_is_the_same_image(head: Path, tmp_path: Path) -> None:
+def test_convert_there_and_back_is_the_same_image(medai, head: Path, tmp_path: Path) -> None:
     done = medai("convert", head, tmp_path / "copy.nii")
     assert done.returncode == 0, done.stderr
     first, second = nib.load(head), nib.load(tmp_path / "copy.nii")
@@ -71,7 +100,7 @@ def test_convert_there_and_back_is_the_same_image(head: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(turned.dataobj))
 
 
-def test_segment_a_slide_into_labels_and_a_table(slide: Path, tmp_path: Path) -> None:
+def test_segment_a_slide_into_labels_and_a_table(medai, slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "nuclei.tif"
     done = medai("segment", slide, "--model", "nuclei", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
@@ -82,14 +111,14 @@ def test_segment_a_slide_into_labels_and_a_table(slide: Path, tmp_path: Path) ->
     assert "segment: 100 %" in done.stderr  # plain lines where there is no terminal
 
 
-def test_detect_writes_csv(slide: Path, tmp_path: Path) -> None:
+def test_detect_writes_csv(medai, slide: Path, tmp_path: Path) -> None:
     done = medai("detect", slide, "--out", tmp_path / "found.csv")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "found.csv").open() as file:
         assert next(csv.reader(file))[:3] == ["index", "label", "score"]
 
 
-def test_classify_prints_the_agreed_json(head: Path) -> None:
+def test_classify_prints_the_agreed_json(medai, head: Path) -> None:
     done = medai("classify", head, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -99,7 +128,7 @@ def test_classify_prints_the_agreed_json(head: Path) -> None:
     assert sum(s["attention"] for s in record["slices"]) == pytest.approx(1)
 
 
-def test_explain_lies_on_the_scan(head: Path, tmp_path: Path) -> None:
+def test_explain_lies_on_the_scan(medai, head: Path, tmp_path: Path) -> None:
     done = medai("explain", head, "--target", "noise", "--out", tmp_path / "heat.nii.gz")
     assert done.returncode == 0, done.stderr
     heat, scan = (nib.as_closest_canonical(nib.load(p)) for p in (tmp_path / "heat.nii.gz", head))
@@ -119,14 +148,14 @@ def test_explain_lies_on_the_scan(head: Path, tmp_path: Path) -> None:
         (["models", "show", "nope"], 1, "No model is called 'nope'"),
     ],
 )
-def test_exit_codes_and_one_clear_message(arguments: list[str], code: int, says: str) -> None:
+def test_exit_codes_and_one_clear_message(medai, arguments: list[str], code: int, says: str) -> None:
     done = medai(*arguments)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_that_does_not_fit_is_refused_and_writes_nothing(head: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_refused_and_writes_nothing(medai, head: Path, tmp_path: Path) -> None:
     done = medai("segment", head, "--model", "nuclei", "--out", tmp_path / "no.nii.gz")
     assert done.returncode == 1
     assert "works on 2-D images; this one is 3-D" in done.stderr
@@ -158,7 +187,7 @@ def test_control_c_stops_with_one_line_and_leaves_no_file(slide: Path, tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slide.tif"]
 
 
-def test_a_batch_goes_on_after_a_failure_and_resumes(slide: Path, tmp_path: Path) -> None:
+def test_a_batch_goes_on_after_a_failure_and_resumes(medai, slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(b"II*\x00 this is no image")
     out = tmp_path / "out"
@@ -170,7 +199,7 @@ def test_a_batch_goes_on_after_a_failure_and_resumes(slide: Path, tmp_path: Path
     assert [o["status"] for o in json.loads(again.stdout)] == ["skipped"]
 
 
-def test_models_and_doctor() -> None:
+def test_models_and_doctor(medai) -> None:
     models = json.loads(medai("models", "list", "--json").stdout)
     assert {"brain", "nuclei", "quality", "micronuclei", "blobs3d", "self2d", "self3d"} <= {m["id"] for m in models}
     report = json.loads(medai("doctor", "--json").stdout)
@@ -187,9 +216,10 @@ def test_models_and_doctor() -> None:
     ],
 )
 def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
-    slide: Path, tmp_path: Path, arguments: list[str], says: str
+    medai, monkeypatch: pytest.MonkeyPatch, slide: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
-    done = medai(arguments[0], slide, *arguments[1:], cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = medai(arguments[0], slide, *arguments[1:])
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "%" not in done.stderr  # no progress: nothing ran

@@ -17,39 +17,43 @@ HEAVY = {"torch", "monai", "dask", "zarr", "scipy", "skimage", "pydicom", "nibab
 LIGHT = {*HEAVY, "numpy"}
 
 
-def imported(code: str) -> set[str]:
-    """The packages that a fresh process has imported after some lines."""
-    code += "\nimport sys; print('imported', *{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.rpartition("imported")[2].split())
-
-
-def command(*words: str) -> str:
-    return f"""
+# one after the other in one process: from what a step has imported nothing may be heavy
+STEPS = {
+    "import napari_medai; napari_medai.__version__": LIGHT,
+    "command('--help')": LIGHT,
+    "command('info', '--help')": LIGHT,
+    "import napari_medai.api, napari_medai.ui.readers": HEAVY,
+    "command('segment', '--help')": HEAVY,
+    "command('pull', '--help')": HEAVY,
+}
+CODE = """
 import sys
-from napari_medai.cli import main
-sys.argv = ["medai", *{words!r}]
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
+def command(*words):
+    from napari_medai.cli import main
+    sys.argv = ["medai", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+for step in sys.stdin.read().splitlines():
+    exec(step)
+    print("imported", *{name.partition(".")[0] for name in sys.modules})
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "absent"),
-    [
-        ("import napari_medai; napari_medai.__version__", LIGHT),
-        (command("--help"), LIGHT),
-        (command("info", "--help"), LIGHT),
-        (command("segment", "--help"), HEAVY),
-        (command("pull", "--help"), HEAVY),
-        ("import napari_medai.api, napari_medai.ui.readers", HEAVY),
-    ],
-)
-def test_nothing_heavy_is_imported_early(code: str, absent: set[str]) -> None:
-    assert not imported(code) & absent
+def test_nothing_heavy_is_imported_early() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CODE],
+        input="\n".join(STEPS),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [set(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("imported ")]
+    for (step, absent), modules in zip(STEPS.items(), found, strict=True):
+        assert "napari_medai" in modules
+        assert not modules & absent, step
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())

@@ -56,3 +56,13 @@ def planned(
     with watched() as region:
         medai.segment(volume, model, device="cpu", progress=heard)
     return {"predicted": heard.plan.host_mb, "tiles": heard.plan.tiles, **region.as_dict()}
+
+
+def each(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The same of several runs, one after the other."""
+    found = {}
+    for number, (name, case) in enumerate(cases.items()):
+        place = Path(folder) / str(number)
+        place.mkdir()
+        found[name] = planned(str(place), **case)
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +22,21 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All cases in two new processes; the plane alone: memory that others gave back would be taken again."""
+    folder, alone = tmp_path_factory.mktemp("planned"), tmp_path_factory.mktemp("alone")
+    volumes = {name: case for name, case in CASES.items() if len(case["shape"]) == 3}
+    found = fresh("tests.engine.planned:each", folder=str(folder), cases=volumes)
+    return found | {"a plane": fresh("tests.engine.planned:planned", folder=str(alone), **CASES["a plane"])}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark of the resident size, as Linux has it")
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_memory_is_what_is_taken(tmp_path: Path, name: str) -> None:
-    found = fresh("tests.engine.planned:planned", folder=str(tmp_path), **CASES[name])
+def test_the_predicted_memory_is_what_is_taken(measured: dict[str, Any], name: str) -> None:
+    assert "died" not in measured, measured
+    found = measured[name]
     assert "died" not in found, found
     assert found["tiles"] > 1
-    assert found["increase_mb"] > 40  # else there is nothing to predict
+    assert found["increase_mb"] > 0.25 * found["peak_mb"]  # else a prediction of nothing would do
     assert found["predicted"] == pytest.approx(found["peak_mb"], rel=0.25)
