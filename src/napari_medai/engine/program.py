@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from napari_medai.engine import layers
 from napari_medai.engine.kernels import Convolution, Doubling, Normalisation, last, pointwise, rows, scaled
 from napari_medai.engine.recorded import Record, Step, Value, aten
 
@@ -45,10 +45,6 @@ _IN_PLACE: dict[Any, Any] = {
     aten.mul.Tensor: aten.mul_.Tensor,
     aten.div.Tensor: aten.div_.Tensor,
 }
-_CONVOLUTIONS = {aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding, aten.conv3d.padding}
-_TRANSPOSED = {aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-# Channels of all phases of a doubled image up to which they are computed as channels; measured at 16, 32 and 128
-DOUBLED = 32
 # Images that are convolved as if they were one, at most
 MOST_PARTS = 4
 
@@ -93,13 +89,13 @@ class Program:
         return sum(convolution.bytes for convolution in self._convolutions)
 
     @property
-    def single(self) -> bool:
-        """Whether it gives one tensor with an entry for each image."""
-        only = self._flat[0] if len(self._flat) == 1 else None
-        return isinstance(only, Value) and only.shape[:1] == self._image.shape[:1] and self._tree.is_leaf()
+    def single(self) -> Value | None:
+        """What it gives, if that is one tensor with an entry for each image."""
+        only = self._flat[0] if len(self._flat) == 1 and self._tree.is_leaf() else None
+        return only if isinstance(only, Value) and only.shape[:1] == self._image.shape[:1] else None
 
-    def __call__(self, image: torch.Tensor) -> Any:
-        """What the network gives for an image."""
+    def __call__(self, image: torch.Tensor, into: torch.Tensor | None = None) -> Any:
+        """What the network gives for an image; written into a tensor, if that is `single`."""
         tensors: _Tensors = {self._image: image}
         for kernel, made, drops in self._instructions:
             out = kernel(tensors)
@@ -110,6 +106,8 @@ class Program:
             del out
             for value in drops:
                 tensors.pop(value, None)
+        if into is not None:
+            return into.copy_(tensors[self._flat[0]])
         return tree_unflatten([self._out(tensors, item) for item in self._flat], self._tree)
 
     def _out(self, tensors: _Tensors, item: Any) -> Any:
@@ -145,6 +143,7 @@ class _Maker:
         self.held = {self.record.image.family, *self.record.held}
         self.written = {value.family for step in self.record.steps for value in step.changes}
         self.done: set[Step] = set()
+        self.place = {step: n for n, step in enumerate(self.record.steps)}
 
     def alone(self, value: Value) -> bool:
         """Whether a value shares its memory with no other, nor with what outlives the run."""
@@ -152,7 +151,7 @@ class _Maker:
 
     def owned(self, value: Value) -> bool:
         """Whether it may be written into by who reads it last."""
-        return self.alone(value) and value not in self.returned and _is_image(value)
+        return self.alone(value) and value not in self.returned and layers.is_image(value)
 
     def only_reader(self, value: Value | None) -> Step | None:
         """The step that alone reads a value, if nothing else does."""
@@ -164,6 +163,7 @@ class _Maker:
     def nodes(self) -> list[_Node]:
         """Every step once, in an order in which each finds what it reads."""
         late = {id(step) for step in self.record.steps if self._joined_later(step)}
+        late |= {id(self._addend(step)) for step in self.record.steps}
         found = []
         for step in self.record.steps:
             if step in self.done or id(step) in late:
@@ -180,52 +180,97 @@ class _Maker:
         if not 2 <= len(parts) <= MOST_PARTS or not all(isinstance(p, Value) and self.alone(p) for p in parts):
             return False
         reader = self.only_reader(step.result)
-        return reader is not None and reader.flat[0] is step.result and self._is_convolution(reader, groups=1)
+        if reader is None or reader.result is None or reader.flat[0] is not step.result:
+            return False
+        # what `_node` makes a kernel of; anything else needs them put together
+        layer = layers.convolution(reader) if self._has_kernel(reader.result) else None
+        return layer is not None and layer.groups == 1 and (layer.doubles or not layer.transposed)
 
     def _node(self, step: Step) -> _Node:
         result = step.result
-        if result is not None and self.alone(result) and _is_image(result):
-            for attempt in (self._convolution, self._transposed, self._normalisation, self._one_by_one):
+        if result is not None and self._has_kernel(result):
+            for attempt in (self._convolution, self._transposed, self._normalisation, self._sum, self._one_by_one):
                 node = attempt(step, result)
                 if node is not None:
                     return node
         return self._plain(step)
 
-    def _is_convolution(self, step: Step, groups: int = 0) -> bool:
-        if step.operator not in _CONVOLUTIONS or not isinstance(step.flat[0], Value) or not _is_image(step.flat[0]):
-            return False
-        weight, bias = step.args[1], _at(step, 2)
-        return (
-            _is_weight(weight) and (bias is None or _is_weight(bias)) and _at(step, 6, 1) == (groups or _at(step, 6, 1))
-        )
+    def _has_kernel(self, result: Value) -> bool:
+        """Whether what makes a value may be run by a kernel of ours."""
+        return self.alone(result) and layers.is_image(result)
+
+    def _parts(self, source: Value) -> list[Value]:
+        """What is convolved in place of a value."""
+        joined = self.makers.get(source)
+        return list(joined.args[0]) if joined is not None and self._joined_later(joined) else [source]
 
     def _convolution(self, step: Step, result: Value) -> _Node | None:
-        if not self._is_convolution(step):
+        layer = layers.convolution(step)
+        if layer is None or layer.transposed:
             return None
-        source, weight, bias = step.args[0], step.args[1], _at(step, 2)
-        space = weight.ndim - 2
-        stride, dilation = _each(_at(step, 3, 1), space), _each(_at(step, 5, 1), space)
-        padding, groups = _at(step, 4, 0), int(_at(step, 6, 1))
-        if isinstance(padding, str):
-            if padding == "same" and any(n % 2 == 0 for n in weight.shape[2:]):
-                return None
-            sides = [d * (n - 1) // 2 for d, n in zip(dilation, weight.shape[2:], strict=True)]
-            padding = sides if padding == "same" else 0
-        padding = _each(padding, space)
-        simple = prod(weight.shape[2:]) == 1 and groups == 1 and set(stride) == {1} and not any(padding)
-        joined = self.makers.get(source)
-        parts = list(joined.args[0]) if joined is not None and self._joined_later(joined) else [source]
-        if simple and len(parts) == 1 and result.contiguous and self._leaves(result):
+        source, weight, bias = layer.source, layer.weight, layer.bias
+        if layer.pointwise and self._parts(source) == [source] and result.contiguous and self._leaves(result):
             return _Node([source], [result], lambda _: lambda tensors: pointwise(weight, bias, tensors[source]))
         weight, bias, result = self._with_batch_norm(weight, bias, result)
         result, slope = self._with_activation(result)
+        parts, kernel = self._kernel(layer, weight, bias, slope)
+        self.loose.add(result)
+        return _Node(parts, [result], lambda _: lambda tensors: kernel(*(tensors[part] for part in parts)))
+
+    def _kernel(
+        self, layer: layers.Layer, weight: torch.Tensor, bias: torch.Tensor | None, slope: float | None = None
+    ) -> tuple[list[Value], Convolution]:
+        """A convolution and the images that it is given."""
+        parts = self._parts(layer.source)
         kernel = Convolution(
-            weight, bias, stride, padding, dilation, groups, slope=slope,
+            weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups, slope=slope,
             parts=[part.shape[1] for part in parts] if len(parts) > 1 else (),
         )  # fmt: skip
         self.convolutions.append(kernel)
+        return parts, kernel
+
+    def _addend(self, step: Step) -> Step | None:
+        """The convolution of which the output is made where it is added by this step, and nowhere else."""
+        if step.operator is not aten.add.Tensor or len(step.flat) != 2 or step.result is None:
+            return None
+        shapes = {item.shape if isinstance(item, Value) and layers.is_image(item) else None for item in step.flat}
+        if shapes != {step.result.shape} or not self._has_kernel(step.result):
+            return None
+        for value in step.flat:
+            made = self.makers.get(value)
+            layer = layers.convolution(made) if made is not None and self._has_kernel(value) else None
+            if made is None or layer is None or layer.transposed or self.only_reader(value) is not step:
+                continue
+            if all(self._waits(part, value, step) for part in self._parts(layer.source)):
+                return made
+        return None
+
+    def _waits(self, source: Value, result: Value, step: Step) -> bool:
+        """Whether an image can be convolved as late as at a step, without more memory than for the result."""
+        if source is self.record.image:
+            return source.family not in self.written
+        later = any(self.place[reader] >= self.place[step] for reader in self.readers[source])
+        return self.alone(source) and (later or source.shape.numel() <= result.shape.numel())
+
+    def _sum(self, step: Step, result: Value) -> _Node | None:
+        """An image and a convolution's output."""
+        made = self._addend(step)
+        layer = layers.convolution(made) if made is not None else None
+        if made is None or layer is None:
+            return None
         self.loose.add(result)
-        return _Node(parts, [result], lambda _: lambda tensors: kernel(*(tensors[part] for part in parts)))
+        other = step.flat[1 if step.flat[0] is made.result else 0]
+        itself = other is layer.source and layer.keeps_size
+        parts, kernel = self._kernel(layer, layer.and_itself() if itself else layer.weight, layer.bias)
+        if itself:
+            return _Node(parts, [result], lambda _: lambda tensors: kernel(*(tensors[part] for part in parts)))
+
+        def build(writable: set[Value]) -> _Kernel:
+            if other in writable:
+                return lambda tensors: kernel.added(tensors[other], *(tensors[part] for part in parts))
+            return lambda tensors: kernel(*(tensors[part] for part in parts)).add_(tensors[other])
+
+        return _Node([other, *parts], [result], build)
 
     def _leaves(self, value: Value) -> bool:
         """Whether a value is returned, maybe after an activation."""
@@ -238,47 +283,45 @@ class _Maker:
         return True
 
     def _transposed(self, step: Step, result: Value) -> _Node | None:
-        if step.operator not in _TRANSPOSED or not isinstance(step.flat[0], Value) or not _is_image(step.flat[0]):
+        layer = layers.convolution(step)
+        if layer is None or not layer.transposed:
             return None
-        source, weight, bias = step.args[0], step.args[1], _at(step, 2)
-        if not _is_weight(weight) or not (bias is None or _is_weight(bias)) or _at(step, 6, 1) != 1:
-            return None
-        space = weight.ndim - 2
-        stride, padding, more = (_each(_at(step, n, d), space) for n, d in ((3, 1), (4, 0), (5, 0)))
-        dilation = _each(_at(step, 7, 1), space)
         result, slope = self._with_activation(result)
         self.loose.add(result)
+        parts = self._parts(layer.source)
         kernel: Convolution | Doubling
-        usual = (set(weight.shape[2:]), set(stride), set(padding), set(more), set(dilation)) == (
-            {3},
-            {2},
-            {1},
-            {1},
-            {1},
-        )
-        if usual and weight.shape[1] * 2**space <= DOUBLED:
-            kernel = Doubling(weight, bias, slope)
+        if layer.doubles:
+            sizes = [part.shape[1] for part in parts] if len(parts) > 1 else ()
+            kernel = Doubling(layer.weight, layer.bias, slope, sizes)
             self.convolutions.append(kernel.convolution)
         else:
-            kernel = Convolution(weight, bias, stride, padding, dilation, 1, transposed=True, more=more, slope=slope)
+            kernel = Convolution(
+                layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, transposed=True,
+                more=layer.more, slope=slope,
+            )  # fmt: skip
             self.convolutions.append(kernel)
-        return _Node([source], [result], lambda _: lambda tensors: kernel(tensors[source]))
+        return _Node(parts, [result], lambda _: lambda tensors: kernel(*(tensors[part] for part in parts)))
 
     def _normalisation(self, step: Step, result: Value) -> _Node | None:
         source = step.flat[0] if step.flat else None
-        if not isinstance(source, Value) or not _is_image(source):
+        if not isinstance(source, Value) or not layers.is_image(source):
             return None
         if step.operator is aten.instance_norm.default and step.args[5]:
             weight, bias, eps, groups = step.args[1], step.args[2], float(step.args[7]), 0
         elif step.operator is aten.group_norm.default:
-            groups, weight, bias, eps = int(step.args[1]), _at(step, 2), _at(step, 3), float(_at(step, 4, 1e-5))
-        elif (affine := _batch_norm(step)) is not None:
+            groups, weight, bias, eps = (
+                int(step.args[1]),
+                layers.at(step, 2),
+                layers.at(step, 3),
+                float(layers.at(step, 4, 1e-5)),
+            )
+        elif (affine := layers.batch_norm(step)) is not None:
             scale, shift = affine
             result, slope = self._with_activation(result)
             return self._changing(source, result, lambda image: _affine(image, scale, shift, slope))
         else:
             return None
-        if not all(item is None or _is_weight(item) for item in (weight, bias)):
+        if not all(item is None or layers.is_weight(item) for item in (weight, bias)):
             return None
         result, slope = self._with_activation(result)
         return self._changing(source, result, Normalisation(weight, bias, eps, groups, slope))
@@ -303,7 +346,7 @@ class _Maker:
     def _one_by_one(self, step: Step, result: Value) -> _Node | None:
         """Operators on each number for itself, in place where that may be."""
         writing = _IN_PLACE.get(step.operator)
-        slope = _slope(step)
+        slope = layers.slope(step)
         if writing is None and slope is None:
             return None
         self.loose.add(result)
@@ -335,7 +378,7 @@ class _Maker:
     def _with_activation(self, result: Value) -> tuple[Value, float | None]:
         """The value after the rectifier that alone reads a value, and its slope."""
         reader = self.only_reader(result)
-        slope = _slope(reader) if reader is not None else None
+        slope = layers.slope(reader) if reader is not None else None
         if reader is None or slope is None or reader.result is None or not self.alone(reader.result):
             return result, None
         self.done.add(reader)
@@ -346,7 +389,7 @@ class _Maker:
     ) -> tuple[torch.Tensor, torch.Tensor | None, Value]:
         """A convolution's weights with the batch normalisation that alone reads it in them."""
         reader = self.only_reader(result)
-        affine = _batch_norm(reader) if reader is not None else None
+        affine = layers.batch_norm(reader) if reader is not None else None
         if reader is None or affine is None or reader.result is None or not self.alone(reader.result):
             return weight, bias, result
         self.done.add(reader)
@@ -374,50 +417,3 @@ def _affine(image: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, slope
     for one in image:
         scaled(rows(one), scale.float(), shift.float(), slope)
     return image
-
-
-def _batch_norm(step: Step) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift (C,) in float64 of a normalisation by statistics that were kept; none of anything else."""
-    if step.operator not in (aten.batch_norm.default, aten.instance_norm.default):
-        return None
-    weight, bias, mean, variance, of_the_image = step.args[1:6]
-    if of_the_image or not _is_weight(mean) or not _is_weight(variance):
-        return None
-    if not all(item is None or _is_weight(item) for item in (weight, bias)):
-        return None
-    scale = (variance.double() + float(step.args[7])).rsqrt()
-    scale = scale if weight is None else scale * weight.double()
-    shift = -mean.double() * scale
-    return scale, shift if bias is None else shift + bias.double()
-
-
-def _slope(step: Step) -> float | None:
-    """Of a rectifier: 0, that of a leaky one, that of a PReLU with one slope; none of anything else."""
-    if step.operator is aten.relu.default:
-        return 0.0
-    if step.operator is aten.leaky_relu.default:
-        return float(_at(step, 1, 0.01))
-    if step.operator is aten.prelu.default and _is_weight(step.args[1]) and step.args[1].numel() == 1:
-        return float(step.args[1])
-    return None
-
-
-def _at(step: Step, position: int, default: Any = None) -> Any:
-    """A positional argument, or its default."""
-    args = step.args
-    return args[position] if position < len(args) else default
-
-
-def _each(number: Any, space: int) -> list[int]:
-    """A number along every axis."""
-    if isinstance(number, int):
-        return [number] * space
-    return list(number) * space if len(number) == 1 else list(number)
-
-
-def _is_image(value: Value) -> bool:
-    return len(value.shape) in (4, 5) and value.dtype == torch.float32 and 0 not in value.shape
-
-
-def _is_weight(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) and item.dtype == torch.float32 and item.device.type == "cpu"
