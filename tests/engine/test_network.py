@@ -187,6 +187,54 @@ def test_regions_lie_on_each_other(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.where(out[1] > 0, 4, np.where(out[0] > 0, 1, 0)))
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_single_channel_is_a_probability_of_its_own(tmp_path: Path, mirror: bool) -> None:
+    model = unet(tmp_path / "p", out_channels=1, options={"whole": True, "mirror": mirror})
+    volume = scan((12, 12, 12))
+    found = medai.segment(volume, model, device="cpu").labels.numpy()
+    image = torch.from_numpy(volume.numpy())[None, None]
+    torch.manual_seed(2)
+    network = build("UNet", **model.spec.arguments).eval()
+    flips = [[]] if not mirror else [[a for a in (2, 3, 4) if n >> (a - 2) & 1] for n in range(8)]
+    with torch.no_grad():
+        mean = sum(network(image.flip(f)).sigmoid().flip(f) for f in flips) / len(flips)
+    expected = (mean[0, 0] > 0.5).numpy()
+    assert 0.01 < expected.mean() < 0.99
+    assert np.mean((found == 7) != expected) < 1e-3
+
+
+def test_numbers_of_classes_are_never_averaged(tmp_path: Path) -> None:
+    """Between tiles that disagree, classes 0 and 3 do not make class 1 or 2."""
+    state = brighter_than(0.0)
+    state["convolutions.0.weight"].fill_(1)  # tiles see different surroundings at their edges
+    state["convolutions.1.weight"] = torch.tensor([0.0, 0.0, 0.0, 2.0]).reshape(4, 1, 1, 1, 1)
+    state["convolutions.1.bias"] = torch.tensor([130.0, -1000.0, -1000.0, -160.0])
+    layers = [
+        {**threshold_layers()[0], "dilation": 2},
+        {"in_channels": 1, "out_channels": 4, "kernel_size": 1, "dilation": 1},
+    ]
+    named = tuple(Label(value=n, name=str(n)) for n in range(4))
+    model = package(
+        tmp_path / "p", state, arguments={"layers": layers}, gives=Gives(kind="labels", labels=named),
+        tiling=Tiling(size=(8, 8, 8), multiple=1),
+    )  # fmt: skip
+    found = medai.segment(scan((12, 12, 12)), model, device="cpu").labels.numpy()
+    assert set(np.unique(found).tolist()) == {0, 3}
+
+
+def test_an_image_that_is_not_held_is_cropped_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.zeros((20, 24, 18), np.float32)
+    array[6:13, 9:20, 4:9] = np.random.default_rng(5).uniform(1, 10, (7, 11, 5))
+    volume = scan().replace(array=array)
+    options = {"crop": 2}
+    model = unet(tmp_path / "p", options=options, prepare=Prepare(normalise="none", spacing_mm=(1.3, 1.0, 0.8)))
+    held = medai.segment(volume, model, device="cpu").labels.numpy()
+    monkeypatch.setattr("napari_medai.engine.prepare.LAZY_SHARE", 0.0)
+    monkeypatch.setattr("napari_medai.engine.planes.Planes.__array__", None)  # nobody asks for all of it
+    np.testing.assert_array_equal(medai.segment(volume, model, device="cpu").labels.numpy(), held)
+    assert held.any()
+
+
 def test_a_flat_network_goes_through_a_volume_plane_by_plane(tmp_path: Path) -> None:
     accepts = Accepts(ndim=(2, 3))
     model = unet(

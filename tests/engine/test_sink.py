@@ -13,6 +13,7 @@ import napari_medai as medai
 from napari_medai.core.geometry import scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
+from napari_medai.engine import network
 from napari_medai.models import load, probe
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
@@ -143,6 +144,25 @@ def test_another_image_is_begun_anew(model, tmp_path):
     other = other.replace(array=other.numpy() + 1)
     found = medai.segment(other, model, progress=Watching(store=store), device="cpu")
     np.testing.assert_array_equal(found.labels.numpy(), medai.segment(other, model, device="cpu").labels.numpy())
+
+
+def test_another_description_of_the_same_weights_is_begun_anew(model, tmp_path):
+    store = tmp_path / "labels"
+    with pytest.raises(Cancelled):
+        medai.segment(scan(), model, progress=Watching(stop=3, store=store), device="cpu")
+    spec = model.spec.model_copy(update={"prepare": Prepare(normalise="none", spacing_mm=(1.4, 1.5, 1.5))})
+    other, progress = model.model_copy(update={"spec": spec}), Watching(store=store)
+    found = medai.segment(scan(), other, progress=progress, device="cpu")
+    assert not any("earlier run" in note for note in progress.notes)
+    np.testing.assert_array_equal(found.labels.numpy(), medai.segment(scan(), other, device="cpu").labels.numpy())
+
+
+def test_labels_that_lie_in_a_folder_are_no_part_of_the_plan(model, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(network, "after_mb", lambda *given: sizes.append(given[-1]) or 0.0)
+    medai.segment(scan(), model, device="cpu")
+    medai.segment(scan(), model, progress=Watching(store=tmp_path / "labels"), device="cpu")
+    assert sizes == [2, 0]
 
 
 def test_little_memory_takes_lighter_ways_and_finds_the_same(model):

@@ -67,19 +67,22 @@ class Mirrored(nn.Module):
         """The same as the network's."""
         axes = range(2, image.ndim)
         total: torch.Tensor | None = None
+        kind = self.output
         for flips in product((False, True), repeat=image.ndim - 2):
             self.check()
             over = [axis for axis, flip in zip(axes, flips, strict=True) if flip]
             out = first(self.network(image.flip(over) if over else image)).float()
-            out = out.softmax(1) if self.output == "softmax" else out.sigmoid() if self.output == "sigmoid" else out
+            # a single channel has no other to share with
+            kind = "sigmoid" if self.output == "softmax" and out.shape[1] == 1 else self.output
+            out = out.softmax(1) if kind == "softmax" else out.sigmoid() if kind == "sigmoid" else out
             out = out.flip(over) if over else out
             total = out if total is None else total + out
         assert total is not None
         mean = total / 2 ** len(axes)
-        if self.output == "softmax":
+        if kind == "softmax":
             logits: torch.Tensor = mean.clamp(1e-7).log()
             return logits
-        return torch.logit(mean, eps=1e-7) if self.output == "sigmoid" else mean
+        return torch.logit(mean, eps=1e-7) if kind == "sigmoid" else mean
 
 
 class Decided(nn.Module):

@@ -35,6 +35,9 @@ from napari_medai.core.volume import Volume
 from napari_medai.engine.asking import Decided, First, Mirrored, Planes, first
 from napari_medai.engine.labelling import activated, decided, decision, largest_piece, pieces
 from napari_medai.engine.memory import is_out_of_memory
+from napari_medai.engine.planes import Planes as Lazy
+from napari_medai.engine.planes import pieces_of
+from napari_medai.engine.planning import room
 from napari_medai.engine.prepare import Prepared, prepare
 from napari_medai.engine.results import SliceScores
 from napari_medai.engine.sink import LabelSink, after_mb
@@ -94,10 +97,15 @@ def segment(volume: Volume, run: Run, params: Any) -> Any:
         raise ModelError(f"options.output of {run.spec.id!r} is 'values', which are no labels; say 'softmax'.")
     threshold = float(getattr(params, "threshold", 0.0))
     labels = run.spec.gives.labels
-    if hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
+    held = isinstance(ready.array, np.ndarray)  # others go through piece by piece
+    if held and hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
         tell = partial(_tell, run)
         pixels = np.asarray(ready.array)[(slice(None), *box)]
-        found = run.predict(pixels, Decided(network, tell), overlap=0.0, batch=1, empty=run.spec.tiling.empty)
+        tiling = run.spec.tiling
+        # with a reach each voxel is taken from one tile: the mean of two classes' numbers is a third class
+        found = run.predict(
+            pixels, Decided(network, tell), overlap=0.0, halo=max(1, tiling.halo), batch=1, empty=tiling.empty
+        )
         index = np.rint(found[0]).astype(np.int32)
         return _finish(_values(index, _classes(network), labels, run), ready, box, run, params)
     if ready.through is not None and ready_scores(ready, run):
@@ -125,7 +133,9 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
     kind = np.result_type(np.uint8, *(np.min_scalar_type(label.value) for label in labels))
     sink = LabelSink(run, decide, kind, shape, oriented, turned if back else None, axis=axis, on_image=back)
     cropped = any(place != slice(0, n) for place, n in zip(box, shape, strict=True))
-    pixels = ready.array[(slice(None), *box)] if cropped else ready.array
+    pixels: Any = ready.array
+    if cropped:
+        pixels = pixels.box(box) if isinstance(pixels, Lazy) else pixels[(slice(None), *box)]
     low, high = box[axis].start, box[axis].stop
     rest = tuple(place for n, place in enumerate(box) if n != axis)
     around = tuple(n for m, n in enumerate(shape) if m != axis)
@@ -149,7 +159,7 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
             sink.take(sink.next, np.full((channels, count, *around), ground, np.float32))
 
     def after(channels: int) -> float:
-        return after_mb(shape, oriented, axis, channels, np.dtype(kind).itemsize)
+        return after_mb(shape, oriented, axis, channels, sink.held_bytes)
 
     try:
         if not sink.complete:
@@ -233,7 +243,9 @@ def ready_scores(ready: Prepared, run: Run) -> bool:
 
 def _ready(volume: Volume, run: Run) -> tuple[Prepared, nn.Module]:
     spec = run.spec
-    ready = prepare(volume, spec.prepare, note=run.note, orientation=spec.accepts.orientation)
+    now = room(run.device, float(run.params.memory))
+    free = max(0.0, now.limit_mb - now.held_mb)
+    ready = prepare(volume, spec.prepare, note=run.note, orientation=spec.accepts.orientation, free_mb=free)
     return ready, run.network(fast=True)
 
 
@@ -327,13 +339,20 @@ def _box(ready: Prepared, run: Run) -> tuple[slice, ...]:
     shape, margin = ready.array.shape[1:], int(run.spec.options.get("crop", -1))
     if margin < 0:
         return tuple(slice(0, n) for n in shape)
-    pixels = np.asarray(ready.array)
-    some = (pixels > pixels.min()).any(axis=0)
+    low = min(float(slab.min()) for slab in pieces_of(ready.array))
+    seen = [np.zeros(size, bool) for size in shape]
+    first = 0
+    for slab in pieces_of(ready.array):
+        some = np.any(slab > low, axis=0)
+        for axis, found in enumerate(seen):
+            part = slice(first, first + some.shape[0]) if axis == 0 else slice(None)
+            found[part] |= np.any(some, axis=tuple(n for n in range(some.ndim) if n != axis))
+        first += some.shape[0]
     box = []
-    for axis, size in enumerate(shape):
-        planes = np.flatnonzero(some.any(axis=tuple(n for n in range(some.ndim) if n != axis)))
-        low, high = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size)
-        box.append(slice(max(0, low - margin), min(size, high + margin)))
+    for size, found in zip(shape, seen, strict=True):
+        planes = np.flatnonzero(found)
+        begin, end = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size)
+        box.append(slice(max(0, begin - margin), min(size, end + margin)))
     return tuple(box)
 
 

@@ -94,13 +94,21 @@ class Planes:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """All of it, made a slab at a time."""
-        whole = np.empty(self.shape, np.float32)
-        size = max(1, _VOXELS // max(1, prod(self._oriented) // self._oriented[0]))
-        step = max(1, size * self.shape[1] // self._oriented[0])
-        for first in range(0, self.shape[1], step):
-            part = slice(first, min(self.shape[1], first + step))
-            whole[:, part] = self[(slice(None), part, *[slice(None)] * (self.ndim - 2))]
+        whole, first = np.empty(self.shape, np.float32), 0
+        for slab in pieces_of(self):
+            whole[:, first : first + slab.shape[1]] = slab
+            first += slab.shape[1]
         return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    @property
+    def step(self) -> int:
+        """Planes that are made in one go where all are wanted."""
+        size = max(1, _VOXELS // max(1, prod(self._oriented) // self._oriented[0]))
+        return max(1, int(size * self.shape[1] // self._oriented[0]))
+
+    def box(self, where: Sequence[slice]) -> Box:
+        """A box (\\*spatial) of it, made when it is looked at, too."""
+        return Box(self, where)
 
     def _read(self, channels: slice, seen: Sequence[slice]) -> NDArray[np.float32]:
         """A piece of the turned image, float32."""
@@ -114,6 +122,31 @@ class Planes:
         piece = np.asarray(self._array[(channels, *places)], dtype=np.float32)
         flips = [slice(None, None, -1) if flip else slice(None) for flip in self._turned.flips]
         return piece.transpose(0, *(n + 1 for n in self._turned.order))[(slice(None), *flips)]
+
+
+class Box:
+    """A box of an image that is made when it is looked at; index it like an array, (C, \\*spatial)."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, whole: Planes, where: Sequence[slice]) -> None:
+        self._whole, self._first = whole, [part.start for part in where]
+        self.shape = (whole.shape[0], *(part.stop - part.start for part in where))
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, where: tuple[slice, ...]) -> NDArray[np.float32]:
+        """A piece; slices without steps, one for each axis."""
+        channels, *pieces = (slice(*part.indices(n)) for part, n in zip(where, self.shape, strict=True))
+        moved = (slice(n + p.start, n + p.stop) for n, p in zip(self._first, pieces, strict=True))
+        return self._whole[(channels, *moved)]
+
+
+def pieces_of(image: Planes | NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """An image (C, \\*spatial) in pieces along its first axis of space; one that is in memory is one piece."""
+    step = image.step if isinstance(image, Planes) else max(1, image.shape[1])
+    for first in range(0, image.shape[1], step):
+        part = slice(first, min(image.shape[1], first + step))
+        yield image[(slice(None), part, *[slice(None)] * (image.ndim - 2))]
 
 
 def slabs_of(array: Any) -> Iterator[NDArray[Any]]:

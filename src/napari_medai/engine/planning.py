@@ -114,12 +114,15 @@ def predict_memory(
     piece = min(PIECE_BYTES / _MIB, cost.channels * depth * cross * 4 / _MIB)
     on_device = 0.0
     host = now.held_mb + after_mb
-    if setting.device.type == "cpu":
-        host += max(share * cost.host_mb, piece)
-    else:
-        on_device = now.held_device_mb + share * cost.device_mb + (sums if setting.keep == "device" else 0.0)
+    own = setting.device.type == "cuda"  # Apple's GPUs share the machine's memory
+    if own:
+        on_device = now.held_device_mb + share * cost.device_mb
         host += max(output, piece)
-    if setting.keep == "host":
+    else:
+        host += max(share * cost.host_mb, piece)
+    if own and setting.keep == "device":
+        on_device += sums
+    elif setting.keep != "disk":
         host += sums
     return host, on_device
 

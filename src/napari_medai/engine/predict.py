@@ -186,11 +186,13 @@ def first_pass(rows: Rows, network: Network, sweep: Sweep, setting: Setting, obs
             torch.cuda.reset_peak_memory_stats(device)
         peak = Peak()
         began = time.perf_counter()
-        out = forward(network, pixels, observer)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-        host, on_device = peak.close() - peak.before, 0.0
+        try:
+            out = forward(network, pixels, observer)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        finally:
+            host = peak.close() - peak.before
+        seconds, on_device = time.perf_counter() - began, 0.0
         if device.type == "cuda":
             on_device = (torch.cuda.max_memory_allocated(device) - before) / _MIB
         out = _agreed(network, pixels, out, observer)
@@ -300,7 +302,8 @@ class Ground:
         if torch.equal(_labels(values), self._labels):
             self._level = max(self._level, brightness)
             return
-        self._empty, self._level = None, -np.inf
+        # the level first: the thread that cuts the next tiles looks at both
+        self._level, self._empty = -np.inf, None
         self._observer.note("dark tiles are not all background to this network: none is left out from here on")
 
 

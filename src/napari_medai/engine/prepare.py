@@ -140,6 +140,7 @@ def prepare(
     diameter: float | None = None,
     note: Callable[[str], None] = lambda _: None,
     orientation: str = "",
+    free_mb: float | None = None,
 ) -> Prepared:
     """Orient, resample and normalise an image with spatial axes, and channels if it has them.
 
@@ -160,6 +161,8 @@ def prepare(
         Told of what could not be done and what was.
     orientation : str
         Directions in which the network's axes run, `Accepts.orientation`. Default ``"SPL"``. Applies to volumes.
+    free_mb : float, optional
+        Memory that may be taken, MiB. Default: what is free.
 
     Raises
     ------
@@ -185,7 +188,8 @@ def prepare(
     zero = how.nonzero and how.normalise == "zscore"
     planes = Planes(stored, reorientation, shape, offset, scale, clip, zero)
     # read again for each row of tiles, and only then, where it would take a large part of what is free
-    small = planes.nbytes <= LAZY_SHARE * free_memory_mb(torch.device("cpu")) * 2**20
+    free_mb = free_memory_mb(torch.device("cpu")) if free_mb is None else free_mb
+    small = planes.nbytes <= LAZY_SHARE * free_mb * 2**20
     spacing = grid.spacing[3 - volume.ndim_spatial :]
     new = tuple(s * old / n for s, old, n in zip(spacing, oriented, shape, strict=True))
     array = np.asarray(planes) if small else planes

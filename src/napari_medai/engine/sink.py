@@ -6,6 +6,7 @@ Between the two there is never more than a slab.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -18,7 +19,7 @@ from napari_medai.core.geometry import Reorientation
 from napari_medai.engine.planning import room
 from napari_medai.engine.prepare import turn
 from napari_medai.engine.slabs import Decide, How, Undo
-from napari_medai.engine.store import Store, choose_store, fingerprint
+from napari_medai.engine.store import Store, ZarrStore, choose_store, fingerprint
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -107,6 +108,11 @@ class LabelSink:
         return self.begin if self._undo is None else self._undo.next
 
     @property
+    def held_bytes(self) -> int:
+        """What a voxel's label takes of memory: nothing where labels lie in a folder."""
+        return 0 if isinstance(self.store, ZarrStore) else self.store.dtype.itemsize
+
+    @property
     def complete(self) -> bool:
         """Whether an earlier run had finished everything."""
         return self.store.finished >= self._oriented[self._axis]
@@ -164,6 +170,8 @@ def identity(run: Run) -> dict[str, str]:
         "image": fingerprint(run.volume),
         "stage": run.stage,
         "model": f"{run.spec.id} {run.spec.version} {run.spec.sha256}",
+        # how it is prepared and what its channels mean, which an edited description changes with the same weights
+        "description": hashlib.sha256(run.spec.model_dump_json(exclude={"path"}).encode()).hexdigest(),
         "params": str(sorted(values.items())),
     }
 
