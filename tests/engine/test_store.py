@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import napari_medai as medai
-from napari_medai.core.errors import WriteError
+from napari_medai.core.errors import ReadError, WriteError
 from napari_medai.engine.store import MemoryStore, ZarrStore, choose_store, fingerprint, folder_of
 from napari_medai.engine.zarr_store import RECORD
 
@@ -207,7 +208,7 @@ def test_a_disk_that_cannot_be_written(small_disk):
 LIMITED = """
     import resource, sys
     import numpy as np
-    from napari_medai.core.errors import WriteError
+    from napari_medai.core.errors import ReadError, WriteError
     from napari_medai.engine.store import ZarrStore
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     store = ZarrStore(sys.argv[1], (16, 256, 256), np.uint16, {"image": "a"})
@@ -299,3 +300,17 @@ def test_fingerprint_of_a_lazy_image_reads_little():
     lazy = da.map_blocks(block, chunks=chunks, dtype=np.int16, meta=np.zeros((0, 0, 0), np.int16))
     assert fingerprint(medai.from_array(lazy)) == fingerprint(medai.from_array(lazy))
     assert len(set(read)) == 9
+
+
+def test_labels_whose_folder_is_gone_are_an_error_and_not_empty(tmp_path):
+    """To Zarr, chunks that are not there are zeros."""
+    store = ZarrStore(tmp_path / "labels", (4, 6, 6), np.uint8)
+    store.write((slice(0, 4),), np.ones((4, 6, 6), np.uint8))
+    store.close()
+    labels = store.labels()
+    elsewhere = pickle.loads(pickle.dumps(labels))
+    assert np.asarray(elsewhere).all()
+    (tmp_path / "labels").rename(tmp_path / "moved")
+    for one in (labels, elsewhere):
+        with pytest.raises(ReadError, match="gone"):
+            np.asarray(one)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from napari_medai.core.errors import WriteError, reason_of
+from napari_medai.core.errors import ReadError, WriteError, reason_of
 from napari_medai.engine.scratch import lock, unlock
 
 # In the folder: whose run it is and how far
@@ -182,7 +182,7 @@ class ZarrStore:
         """See `Store.labels`; in the chunks of the folder."""
         import dask.array as da
 
-        stored = _Stored(self._array, self._keeps)
+        stored = _Stored(self._array, self.path, self._keeps)
         labels = da.from_array(stored, chunks=self.chunks, name=f"medai-labels-{uuid.uuid4().hex}")
         if self._keeps is None:
             _FOLDERS[labels.name] = self.path
@@ -254,15 +254,22 @@ def discard(folder: Path) -> None:
 class _Stored:
     """A Zarr array for dask; holds on to the temporary folder that it lies in."""
 
-    def __init__(self, array: Any, keeps: object = None) -> None:
-        self.array, self.keeps = array, keeps
+    def __init__(self, array: Any, folder: Path, keeps: object = None) -> None:
+        self.array, self.folder, self.keeps = array, folder, keeps
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.asarray(self.array[key])
+        found = np.asarray(self.array[key])
+        # looked at last: a chunk that is not there is zeros to Zarr, and so would be a folder that went meanwhile
+        if not (self.folder / LEVEL / "zarr.json").exists():
+            raise ReadError(
+                "The labels lay in a folder that is gone: whoever ran the model has ended, or it was moved. "
+                "Open the file that was written, or run again."
+            )
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Stored, (self.array,))  # another process does not own the folder
+        return (_Stored, (self.array, self.folder))  # another process does not own the folder
 
 
 def region_of(
