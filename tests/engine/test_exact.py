@@ -115,23 +115,22 @@ def unet_package(folder: Any, tile: int, **fields: Any) -> Any:
 
 def test_labels_are_the_same_whatever_the_tile(tmp_path: Any) -> None:
     spacing = np.diag([2.0, 1.0, 1.0, 1.0])
-    volume = Volume(image_of(30, 52, 44)[0], "zyx", spacing, units="mm")
+    volume = Volume(image_of(27, 50, 40)[0], "zyx", spacing, units="mm")
     prepare = Prepare(normalise="zscore", spacing_mm=(1, 1, 1))  # resampled there and back
     found = []
-    for number, tile in enumerate((48, 56, 64)):
+    for number, tile in enumerate((48, 56)):
         model = unet_package(tmp_path / str(number), tile, prepare=prepare)
         result = medai.segment(volume, model, device="cpu")
         found.append((result.labels.numpy(), result.provenance.tiles))
-    (one, many), (two, _), (three, single) = found
+    (tiled, many), (whole, single) = found
     assert many > single == 1
-    assert np.bincount(three.ravel(), minlength=3).min() > 0.1 * three.size
-    for other in (one, two):  # equal but for ties
-        assert np.mean(other != three) < 1e-5
+    assert np.bincount(whole.ravel(), minlength=3).min() > 0.1 * whole.size
+    assert np.mean(tiled != whole) < 1e-5  # equal but for ties
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits_again_on_the_cpu(threads: int) -> None:
-    network, image = trained(monai_unet(3, "instance")), image_of(24, 21, 17)
+    network, image = trained(monai_unet(3, "instance")), image_of(24, 16, 13)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -142,7 +141,7 @@ def test_the_same_bits_again_on_the_cpu(threads: int) -> None:
 
 
 def test_another_number_of_threads_is_within_the_tolerance() -> None:
-    network, image = trained(monai_unet(3)), image_of(24, 21, 17)
+    network, image = trained(monai_unet(3)), image_of(24, 16, 13)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -11,12 +11,11 @@ from napari_medai.core.errors import InputError, ModelFitError
 
 @pytest.fixture(scope="module")
 def slide():
-    """Six discs of 24 pixels on a dark ground."""
-    y, x = np.mgrid[:128, :192]
-    image = np.full((128, 192), 40.0)
-    for cy in (36, 92):
-        for cx in (32, 96, 160):
-            image += 160 * ((y - cy) ** 2 + (x - cx) ** 2 < 12**2)
+    """Two discs of 24 pixels on a dark ground."""
+    y, x = np.mgrid[:72, :128]
+    image = np.full((72, 128), 40.0)
+    for cx in (32, 96):
+        image += 160 * ((y - 36) ** 2 + (x - cx) ** 2 < 12**2)
     noisy = image + np.random.default_rng(0).normal(0, 3, image.shape)
     return from_array(noisy.astype(np.float32), modality="fluorescence"), image > 100
 
