@@ -136,6 +136,14 @@ def test_frames_of_a_series_do_not_go_on_from_each_other(model, tmp_path):
         np.testing.assert_array_equal(frame, medai.segment(alone, model, device="cpu").labels.numpy())
 
 
+def test_the_plan_of_a_series_counts_its_frames(model):
+    one, frames = scan(), 3
+    series = one.replace(array=np.stack([one.numpy()] * frames), axes="tzyx")
+    progress = Watching()
+    found = medai.segment(series, model, progress=progress, device="cpu")
+    assert progress.plans[0].tiles == found.provenance.tiles == frames * medai.plan_stage("segment", one, model).tiles
+
+
 def test_another_image_is_begun_anew(model, tmp_path):
     store = tmp_path / "labels"
     with pytest.raises(Cancelled):

@@ -58,6 +58,8 @@ class Run:
         network needs it sets ``"float32"`` before it predicts.
     tiles : int
         Number of tiles that went through a network.
+    frames : int
+        Images of a series that go through one after the other; set by the stage, for the plan.
     planned : bool
         Whether its plan was told.
     memory : RunMemory
@@ -71,7 +73,7 @@ class Run:
         self.notes: list[str] = []
         self.device = choose_device(params.device)
         self.precision = "float16 (autocast)" if self.device.type == "cuda" else "float32"
-        self.tiles = 0
+        self.tiles, self.frames = 0, 1
         self.planned = False
         self._started = time.perf_counter()
         self.memory = RunMemory(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,9 @@ def _plan(
         Nothing fits.
     """
     now = room(run.device, float(run.params.memory))
+    after_mb *= run.frames  # what is made of all of them is held
     plan = make_plan(setting, tiles, axis, cost, after_mb, now, run.precision, run.memory.host_mb())
+    plan = replace(plan, tiles=plan.tiles * run.frames, seconds=plan.seconds * run.frames)
     lighter = None if plan.fits else next_that_may_fit(setting, plan, steps, reach)
     if lighter is not None:
         return lighter

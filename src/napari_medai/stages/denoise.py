@@ -54,6 +54,7 @@ def run(volume: Volume, model: Model, params: DenoiseParams, progress: Progress)
     volume = to_expected_units(volume, model.spec)
     with start("denoise", volume, model, params, progress, notes) as run:
         parts = frames(volume)
+        run.frames = len(parts)
         cleaned = []
         for n, frame in enumerate(parts):
             run.progress = Part(progress, n / len(parts), (n + 1) / len(parts))

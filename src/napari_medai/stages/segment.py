@@ -62,6 +62,7 @@ def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress)
     with start("segment", volume, model, params, progress, notes) as run:
         scan = one_channel(volume, params.channel)
         taken = frames(for_network(volume, model, params.channel))
+        run.frames = len(taken)
         labelled, images = [], []
         for n, (frame, seen) in enumerate(zip(frames(scan), taken, strict=True)):
             run.progress = Part(progress, n / len(taken), (n + 1) / len(taken))
