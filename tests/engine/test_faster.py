@@ -90,7 +90,7 @@ NETWORKS |= {
         "SwinUNETR", {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 64, 64)
     ),
     "SwinUNETR 3": (
-        "SwinUNETR", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 32, 32, 32)
+        "SwinUNETR", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "feature_size": 12}, (1, 32, 32, 64)
     ),
     "nuclei": ("nuclei_unet", {"features": [4, 8, 8, 8, 8, 4]}, (1, 32, 48)),
     "micronuclei": ("micronuclei_centres", {"features": [4, 8, 8, 8, 8, 4]}, (1, 32, 32)),
@@ -183,6 +183,47 @@ def test_large_images_go_through_one_after_the_other(monkeypatch):
         tricky = Tricky().eval().requires_grad_(False)  # several outputs: all images at once
         images = torch.randn(2, 2, 32, 24)
         assert difference(faster(tricky, CPU)(images)["out"], tricky(images)["out"]) <= TOLERANCE
+
+
+def test_what_does_nothing_is_not_in_the_record():
+    network = made("UNet", **unet(3, num_res_units=2)[1])  # with dropout of nothing, which gives what it is given
+    steps = record(network, torch.randn(1, 1, 16, 16, 16)).steps
+    assert not [step.operator.name() for step in steps if "dropout" in step.operator.name()]
+
+
+class Sums(nn.Module):
+    """All ways in which a convolution's output is added to something."""
+
+    __module__ = "napari_medai.nets.sums"
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.Conv2d(3, 3, 1)
+        self.wide, self.norm = nn.Conv2d(3, 3, (3, 1), padding=(1, 0), groups=3), nn.InstanceNorm2d(3)
+        self.shrink, self.grow = nn.Conv2d(6, 3, 2, stride=2), nn.ConvTranspose2d(6, 3, 3, 2, 1, 1)
+
+    def forward(self, image):
+        x = self.one(image) + image  # the image is not written into
+        x = self.two(x) + self.one(x)  # two convolutions
+        x = x + self.two(x)  # itself
+        x = self.wide(x) + x  # itself, of groups
+        y = self.norm(x) + self.one(x)  # x is wanted below
+        z = torch.add(self.norm(y), self.two(x), alpha=2)
+        w = self.shrink(torch.cat([x, y], 1)) + self.shrink(torch.cat([y, z], 1))
+        v = self.grow(torch.cat([w, self.norm(w)], 1)) + self.one(z)
+        return self.two(v) + v.mean((2, 3), keepdim=True), self.two(v) + self.two(v)
+
+
+def test_convolutions_that_are_added_to_something():
+    torch.manual_seed(0)
+    network, image = Sums().eval().requires_grad_(False), torch.randn(2, 3, 8, 6)
+    kept = image.clone()
+    with torch.inference_mode():
+        quick = faster(network, CPU)
+        assert quick.recorded(image)
+        for found, expected in zip(quick(image), network(image), strict=True):
+            assert difference(found, expected) <= TOLERANCE
+    assert torch.equal(image, kept)
 
 
 class Tricky(nn.Module):
@@ -298,7 +339,7 @@ def test_a_kernel_that_refuses_leaves_it_to_the_network(monkeypatch):
     network = made("UNet", **unet(2)[1])
     quick, image = faster(network, CPU), torch.randn(1, 1, 16, 16)
     with torch.inference_mode():
-        expected, program = network(image), quick._program((tuple(image.shape), image.stride()), image)
+        expected, program = network(image), quick._program(image)
         kernel, given, drops = program._instructions[-1]
         program._instructions[-1] = (lambda tensors: torch.zeros(1).view(7), given, drops)
         assert torch.equal(quick(image), expected)

@@ -93,25 +93,28 @@ class Faster(nn.Module):
             return self.network(*images, **others)
         image = images[0]
         with torch.no_grad():
-            if len(image) > 1 and image[0].numel() >= ALONE and self._single(image):
-                out: torch.Tensor | None = None
-                for n in range(len(image)):
-                    one = self(image[n : n + 1])
-                    out = one.new_empty((len(image), *one.shape[1:])) if out is None else out
-                    out[n] = one[0]
-                return out
-            key = (tuple(image.shape), image.stride())
-            program = self._program(key, image)
-            if program is None:
-                return self.network(image)
+            if len(image) > 1 and image[0].numel() >= ALONE:
+                program = self._program(image[:1])
+                made = program.single if program is not None else None
+                if made is not None:
+                    out = torch.empty((len(image), *made.shape[1:]), dtype=made.dtype)
+                    for n in range(len(image)):
+                        self._run(image[n : n + 1], out[n : n + 1])
+                    return out
+            return self._run(image)
+
+    def _run(self, image: torch.Tensor, into: torch.Tensor | None = None) -> Any:
+        program = self._program(image)
+        if program is not None:
             try:
-                return program(image)
+                return program(image, into)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-        # a kernel does not take what the network's own does: the network is run from now on
-        self._programs[key] = None
-        return self.network(image)
+            # a kernel does not take what the network's own does: the network is run from now on
+            self._programs[_kind(image)] = None
+        out = self.network(image)
+        return out if into is None else into.copy_(out)
 
     @property
     def extra_bytes(self) -> int:
@@ -120,17 +123,10 @@ class Faster(nn.Module):
 
     def recorded(self, image: torch.Tensor) -> bool:
         """Whether images like this one are not run by the network itself; looks at shape and strides alone."""
-        if not self._can_take(image):
-            return False
-        return self._program((tuple(image.shape), image.stride()), image) is not None
+        return self._can_take(image) and self._program(image) is not None
 
-    def _single(self, image: torch.Tensor) -> bool:
-        """Whether images of this size go through one after the other."""
-        one = image[:1]
-        program = self._program((tuple(one.shape), one.stride()), one)
-        return program is not None and program.single
-
-    def _program(self, key: tuple[Any, ...], image: torch.Tensor) -> Program | None:
+    def _program(self, image: torch.Tensor) -> Program | None:
+        key = _kind(image)
         with self._lock:
             if key in self._programs:
                 self._programs.move_to_end(key)
@@ -256,6 +252,11 @@ def _suits(network: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.conv._ConvNd) for m in modules) and all(
         p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters
     )
+
+
+def _kind(image: torch.Tensor) -> tuple[Any, ...]:
+    """What a record is for."""
+    return tuple(image.shape), image.stride()
 
 
 def _wants_gradients(network: nn.Module, image: torch.Tensor) -> bool:

@@ -21,6 +21,8 @@ from torch.nn import functional
 PIECE = 2**18
 # Numbers that statistics take for one row: rows side by side are added up separately, which keeps float32 exact
 WIDE = 2**13
+# Numbers that are scaled as one row
+ROW = 2**10
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -76,22 +78,39 @@ class Convolution:
 
     def __call__(self, *images: torch.Tensor) -> torch.Tensor:
         """Apply it to an image (B, C, \\*space), or to several of which the channels belong together."""
-        given = [last(image) for image in images]
-        if not self._packed:
-            self._pack([image.shape for image in given])
+        given = self._given(images)
         if self.transposed:
             return self._transposed(given[0])
-        options = (self.padding, self.stride, self.dilation, self.groups)
         name, numbers = self._activation
         ends = len(given) == 1
         out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            given[0], self._packed[0], self.bias, *options, name if ends else "none", numbers if ends else [], ""
+            given[0], self._packed[0], self.bias, *self._options, name if ends else "none", numbers if ends else [], ""
         )
-        for n, image in enumerate(given[1:], 1):
-            torch.ops.mkldnn._convolution_pointwise_.binary(
-                out, image, self._packed[n], None, *options, "add", 1.0, None, [], None
-            )
+        for image, weight in zip(given[1:], self._packed[1:], strict=True):
+            self._add(out, image, weight, None)
         return out if ends or self.slope is None else functional.leaky_relu_(out, self.slope)
+
+    def added(self, out: torch.Tensor, *images: torch.Tensor) -> torch.Tensor:
+        """Add what it makes of images to another, in its place, and give that back with its channels last."""
+        out, given = last(out), self._given(images)
+        for n, (image, weight) in enumerate(zip(given, self._packed, strict=True)):
+            self._add(out, image, weight, None if n else self.bias)
+        return out
+
+    def _given(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        given = [last(image) for image in images]
+        if not self._packed:
+            self._pack([image.shape for image in given])
+        return given
+
+    def _add(self, out: torch.Tensor, image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            out, image, weight, bias, *self._options, "add", 1.0, None, [], None
+        )
+
+    @property
+    def _options(self) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:
+        return self.padding, self.stride, self.dilation, self.groups
 
     def _transposed(self, image: torch.Tensor) -> torch.Tensor:
         name, numbers = self._activation
@@ -118,9 +137,7 @@ class Convolution:
             return
         pieces = torch.split(self.weight, list(self.parts), 1) if self.parts else [self.weight]
         self._packed = [
-            torch.ops.mkldnn._reorder_convolution_weight(
-                last(piece), self.padding, self.stride, self.dilation, self.groups, list(shape)
-            )
+            torch.ops.mkldnn._reorder_convolution_weight(last(piece), *self._options, list(shape))
             for piece, shape in zip(pieces, shapes, strict=True)
         ]
 
@@ -137,12 +154,16 @@ class Doubling:
         Of the transposed convolution, (in, out, 3, 3) or (in, out, 3, 3, 3).
     slope : float, optional
         Of a leaky rectifier after it.
+    parts : sequence of int
+        Channels of the images that are convolved as if they were one; they are never put together.
     """
 
     # the output at 2 i + phase is the sum over taps t of input[i + t] with the weight at: [phase][t]
     _TAPS = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]])
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, slope: float | None = None) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, slope: float | None = None, parts: Sequence[int] = ()
+    ) -> None:
         space, taps = weight.ndim - 2, self._TAPS
         equation = "coxy,pax,qby->pqocab" if space == 2 else "coxyz,pax,qby,rdz->pqrocabd"
         phases = torch.einsum(equation, weight, *(taps,) * space)
@@ -150,18 +171,19 @@ class Doubling:
         self.convolution = Convolution(
             phases.flatten(0, space).contiguous(),
             None if bias is None else bias.repeat(2**space),
-            [1] * space, [0] * space, [1] * space, slope=slope,
+            [1] * space, [1] * space, [1] * space, slope=slope, parts=parts,
         )  # fmt: skip
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *images: torch.Tensor) -> torch.Tensor:
         """(B, C, \\*space) -> (B, K, \\*doubled) with channels last."""
-        space = image.shape[2:]
-        out = self.convolution(functional.pad(last(image), (0, 1) * len(space)))
+        batch, space = len(images[0]), images[0].shape[2:]
         axes = range(len(space))
+        # zeros stand at both ends of each axis, where only those at the far end are wanted: oneDNN knows no others
+        out = self.convolution(*images).movedim(1, -1)[(slice(None), *(slice(1, None) for _ in axes))]
         # (B, \\*space, \\*phases, K), then each phase beside its axis
-        out = out.movedim(1, -1).reshape(len(image), *space, *(2 for _ in axes), self.channels)
+        out = out.view(*out.shape[:-1], *(2 for _ in axes), self.channels)
         out = out.permute(0, *(axis for n in axes for axis in (1 + n, 1 + len(space) + n)), out.ndim - 1)
-        return out.reshape(len(image), *(2 * n for n in space), self.channels).movedim(-1, 1)
+        return out.reshape(batch, *(2 * n for n in space), self.channels).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -236,12 +258,16 @@ def _together(mean: torch.Tensor, variance: torch.Tensor, groups: int) -> tuple[
 
 def scaled(voxels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, slope: float | None = None) -> None:
     """Voxels (n, C) times a scale and plus a shift (C,), then a leaky rectifier if a slope is given; in their place."""
-    step = max(1, PIECE // voxels.shape[1])
-    for first in range(0, len(voxels), step):
-        piece = voxels[first : first + step]
-        torch.addcmul(shift, piece, scale, out=piece)
-        if slope is not None:
-            functional.leaky_relu_(piece, slope)
+    count, channels = voxels.shape
+    # several voxels are one row: torch takes its time for each row
+    side = max(1, min(ROW // channels, count))
+    even = count // side * side
+    for many, times in ((voxels[:even].view(-1, side * channels), side), (voxels[even:], 1)):
+        wide_scale, wide_shift = scale.repeat(times), shift.repeat(times)
+        for piece in torch.split(many, max(1, PIECE // many.shape[1])):
+            torch.addcmul(wide_shift, piece, wide_scale, out=piece)
+            if slope is not None:
+                functional.leaky_relu_(piece, slope)
 
 
 def pointwise(weight: torch.Tensor, bias: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:

@@ -22,29 +22,6 @@ from napari_medai.engine.recorded import Record, Step, Value, aten
 _Tensors = dict[Value, torch.Tensor]
 _Kernel = Callable[[_Tensors], Any]
 
-# Operators that give the same numbers whatever the order of their arguments in memory, and keep that order
-_ANY_ORDER = {
-    *(aten.cat.default, aten.softmax.int, aten.prelu.default, aten.mean.dim, aten.instance_norm.default),
-    *(aten.max_pool2d.default, aten.max_pool3d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
-    *(aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.batch_norm.default),
-    *(aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_bilinear2d.vec),
-    *(aten.upsample_trilinear3d.vec, aten.group_norm.default, aten.clamp.default, aten.exp.default, aten.pad.default),
-    *(aten.conv2d.default, aten.conv3d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
-}
-# Operators on each number for itself -> the same in its place
-_IN_PLACE: dict[Any, Any] = {
-    aten.leaky_relu.default: aten.leaky_relu_.default,
-    aten.relu.default: aten.relu_.default,
-    aten.elu.default: aten.elu_.default,
-    aten.silu.default: aten.silu_.default,
-    aten.gelu.default: aten.gelu_.default,
-    aten.sigmoid.default: aten.sigmoid_.default,
-    aten.tanh.default: aten.tanh_.default,
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.sub.Tensor: aten.sub_.Tensor,
-    aten.mul.Tensor: aten.mul_.Tensor,
-    aten.div.Tensor: aten.div_.Tensor,
-}
 # Images that are convolved as if they were one, at most
 MOST_PARTS = 4
 
@@ -345,7 +322,7 @@ class _Maker:
 
     def _one_by_one(self, step: Step, result: Value) -> _Node | None:
         """Operators on each number for itself, in place where that may be."""
-        writing = _IN_PLACE.get(step.operator)
+        writing = layers.IN_PLACE.get(step.operator)
         slope = layers.slope(step)
         if writing is None and slope is None:
             return None
@@ -370,7 +347,7 @@ class _Maker:
     def _plain(self, step: Step) -> _Node:
         """An operator as it was recorded."""
         result, strict = step.result, set(step.values) & self.loose
-        if step.operator in _ANY_ORDER and result is not None and self.alone(result):
+        if step.operator in layers.ANY_ORDER and result is not None and self.alone(result):
             self.loose.add(result)
             strict = set()
         return _Node(list(step.values), step.made, lambda _: _bound(step.operator, step.flat, step.tree, strict))

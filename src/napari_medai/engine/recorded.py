@@ -299,7 +299,9 @@ def _without_idle(record: Record) -> Record:
     for step in record.steps:
         flat, result = names.all(step.flat), step.result
         source = flat[0] if flat else None
-        if result is not None and isinstance(source, Value) and result is not source:
+        if result is not None and isinstance(source, Value):
+            if result is source and (step.operator in _SAME or _copies(step)):
+                continue  # it gave what it was given
             same = (result.shape, result.strides, result.dtype) == (source.shape, source.strides, source.dtype)
             shared = step.operator in _SAME and result.family == source.family
             # a copy is as good as what it is a copy of where neither is written into
