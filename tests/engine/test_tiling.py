@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_medai.core.errors import ModelError
-from napari_medai.engine.sweep import Sweep, sweep_axis
+from napari_medai.engine.sweep import Sweep
 from napari_medai.engine.tiling import plan_tiles
 
 
@@ -159,9 +159,10 @@ def test_planes_are_handed_over_as_soon_as_no_tile_reaches_them():
     assert len(sweep) == 8
 
 
-def test_least_is_held_along_the_longest_axis():
-    assert sweep_axis(plan_tiles((40, 100, 40), (16, 16, 16))) == 1
-    assert sweep_axis(plan_tiles((40, 40), (16, 16))) == 0
+def test_scores_beyond_half_precision_are_an_error_and_not_infinite():
+    sweep = Sweep(plan_tiles((8,), (4,), 0.0), nobody, sums="float16")
+    with pytest.raises(ModelError, match=r"up to 7e\+04, .* half precision only"):
+        sweep.add((0,), torch.full((2, 4), 7e4))
 
 
 def test_a_halo_gets_no_weight_and_widens_the_overlap():

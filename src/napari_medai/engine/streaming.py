@@ -13,7 +13,7 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.plan import Accumulator
 from napari_medai.engine.device import release_memory
-from napari_medai.engine.faster import compiled
+from napari_medai.engine.faster import Compiled, compiled
 from napari_medai.engine.memory import Setting, is_out_of_memory, size_text, smaller
 from napari_medai.engine.planning import Cost, make_plan, next_that_may_fit, room
 from napari_medai.engine.predict import Known, Rows, first_pass, predict
@@ -74,7 +74,7 @@ def stream(
                 known, cost = first_pass(rows, network, sweep, setting, run)
             lighter = _plan(run, setting, tiles, axis, cost, after(cost.channels), steps, reach)
             if lighter is None:
-                if isinstance(network, nn.Module):
+                if isinstance(network, nn.Module) and not isinstance(network, Compiled):
                     network = compiled(network, run.device, len(sweep) // setting.batch, cost.seconds, run.note)
                 predict(rows, network, sweep, setting, run, known, empty)
                 return
@@ -98,6 +98,8 @@ def stream(
         run.note(note)
         if setting.device != run.device:
             cost = None
+            if isinstance(network, Compiled):
+                network = network.network
             if isinstance(network, nn.Module):
                 forget()
                 network.to(setting.device)

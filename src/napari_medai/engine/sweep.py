@@ -27,14 +27,10 @@ Take = Callable[[int, NDArray[np.floating]], None]
 
 # Of sums on disk so much is in memory at once
 _DISK_BYTES = 2**26
+# Sums of float16 stay finite below
+_LARGEST_HALF = 65000.0
 # Planes are handed over in pieces of about so many bytes
 PIECE_BYTES = 2**27
-
-
-def sweep_axis(plan: TilePlan) -> int:
-    """The axis along which least has to be held: where a row of tiles has the fewest voxels."""
-    held = [plan.tile[n] * prod(plan.shape[:n] + plan.shape[n + 1 :]) for n in range(len(plan.axes))]
-    return int(np.argmin(held))
 
 
 class Sweep:
@@ -146,6 +142,11 @@ class Sweep:
         weight = weight[part].movedim(self.axis, 0).to(self._device)
         values = values[(slice(None), *part)].movedim(self.axis + 1, 1).to(self._device)
         single = len(self.plan) == 1
+        if self._sums == "float16" and float(values.abs().max()) > _LARGEST_HALF:
+            raise ModelError(
+                f"The network gave values up to {float(values.abs().max()):.3g}, and there is memory for sums in half "
+                f"precision only, which end at {_LARGEST_HALF:g}. Allow more memory, or use a smaller tile."
+            )
         # what is converted, or read from the disk, goes a few channels at a time
         whole = self._file is None and values.dtype == self._total.dtype
         count = len(values) if whole else max(1, _DISK_BYTES // max(1, values[0].nbytes))

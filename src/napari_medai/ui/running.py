@@ -9,14 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import psutil
 from napari.layers import Layer
 
 from napari_medai.core.plan import Plan
-from napari_medai.core.result import Result
+from napari_medai.core.result import Mask, Result
 from napari_medai.core.stage import Params, Progress, Stage
 from napari_medai.core.volume import Volume
+from napari_medai.engine.scratch import Scratch, gib
 from napari_medai.models.spec import Model
 from napari_medai.ui.job import Job, State
 from napari_medai.ui.reports import Activity
@@ -29,6 +32,10 @@ JOIN_SECONDS = 10.0  # how long closing waits for the current tile
 _LOOK_SECONDS = 0.05
 _NEVER = 2**31 - 1
 
+# Labels of more bytes, at so many a voxel, or of more than this share of free memory lie in a folder until napari ends;
+# compressed they take less than this share of their size
+_LABEL_BYTES, _MOST_BYTES, _MEMORY_SHARE, _LEAST_SHARE = 4, 2**30, 0.15, 0.25
+_FOLDERS: list[Scratch] = []
 # Of all docks of all windows; its process is started when the first panel opens
 WORKER = Worker()
 
@@ -130,12 +137,34 @@ class Run:
     def _result(self, progress: Progress) -> Result:
         with LINE.turn(self.place, progress):
             _begin(progress)
-            return WORKER.run(self.stage, self.volume, self.model, self.params, progress)
+            scratch = _folder_for(self.stage, self.volume)
+            if scratch is not None:
+                progress.store = scratch.path / "labels"
+            result = WORKER.run(self.stage, self.volume, self.model, self.params, progress)
+            if scratch is not None and isinstance(result, Mask) and result.labels.is_lazy:
+                _FOLDERS.append(scratch)
+            return result
 
     def _plan(self, progress: Progress) -> Plan | None:
         with LINE.turn(self.place, progress):
             _begin(progress)
             return WORKER.plan(self.stage, self.volume, self.model, self.params, progress)
+
+
+def _folder_for(stage: str, volume: Volume) -> Scratch | None:
+    """A folder for labels that may be too large for memory: this program's, for the worker's goes with its process.
+
+    Raises
+    ------
+    WriteError
+        No disk has room.
+    """
+    size = prod(volume.spatial_shape) * _LABEL_BYTES
+    if stage != "segment" or "t" in volume.axes:
+        return None
+    if size <= min(_MOST_BYTES, _MEMORY_SHARE * psutil.virtual_memory().available):
+        return None
+    return Scratch(size * _LEAST_SHARE, f"The labels take up to {gib(size)}")
 
 
 def _begin(progress: Progress) -> None:
