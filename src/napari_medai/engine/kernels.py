@@ -263,7 +263,9 @@ def scaled(voxels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, slope
     side = max(1, min(ROW // channels, count))
     even = count // side * side
     for many, times in ((voxels[:even].view(-1, side * channels), side), (voxels[even:], 1)):
-        wide_scale, wide_shift = scale.repeat(times), shift.repeat(times)
+        if not len(many):
+            continue
+        wide_scale, wide_shift = (item.expand(times, channels).reshape(-1) for item in (scale, shift))
         for piece in torch.split(many, max(1, PIECE // many.shape[1])):
             torch.addcmul(wide_shift, piece, wide_scale, out=piece)
             if slope is not None:
