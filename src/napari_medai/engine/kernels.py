@@ -238,9 +238,12 @@ def statistics(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = voxels[:even].reshape(even // side, side * channels, 1)
     mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
     mean, variance = mean.double().view(side, channels), variance.double().view(side, channels)
-    if even < count:  # fewer than `side` rows
-        mean = torch.cat([mean, voxels[even:].double()])
-        variance = torch.cat([variance, torch.zeros_like(mean[side:])])
+    if even == count:
+        middle = mean.mean(0)
+        return middle, (variance + (mean - middle) ** 2).mean(0)
+    # and fewer than `side` rows
+    mean = torch.cat([mean, voxels[even:].double()])
+    variance = torch.cat([variance, torch.zeros_like(mean[side:])])
     weight = torch.ones(len(mean), 1, dtype=torch.float64)
     weight[:side] = even // side
     weight /= count
