@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_medai.core.errors import WriteError, reason_of
 from napari_medai.engine.instances import Decoding, Part, decode_part
 from napari_medai.engine.slide import resized_part, sampling
 from napari_medai.engine.store import MemoryStore, ZarrStore
@@ -310,12 +311,25 @@ def _count_of(store: MemoryStore | ZarrStore, rows: int) -> int:
     if rows == 0:
         return 0
     assert isinstance(store, ZarrStore)
-    return int(json.loads((store.path / COUNTS).read_text(encoding="utf-8"))[str(rows)])
+    try:
+        return int(json.loads((store.path / COUNTS).read_text(encoding="utf-8"))[str(rows)])
+    except (OSError, ValueError, LookupError) as error:
+        raise WriteError(
+            f"{store.path} holds finished rows without the number of their objects; remove the folder and run again."
+        ) from error
 
 
 def _keep_counts(store: MemoryStore | ZarrStore, counts: dict[int, int]) -> None:
     """Say how many objects there are after each of these rows, before the store says that they are finished."""
     if isinstance(store, ZarrStore):
         temporary = store.path / f"{COUNTS}.new"
-        temporary.write_text(json.dumps(counts), encoding="utf-8")
-        os.replace(temporary, store.path / COUNTS)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(counts, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, store.path / COUNTS)
+        except OSError as error:
+            raise WriteError(
+                f"{store.path} cannot be written ({reason_of(error)}); free the disk and run again."
+            ) from None

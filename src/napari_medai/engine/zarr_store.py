@@ -339,4 +339,4 @@ def _told(path: Path) -> Iterator[None]:
         raise WriteError(
             f"The labels cannot be written to {path}: {reason_of(error)}. What is finished there is kept; the same "
             "run again goes on from it."
-        ) from error
+        ) from error.with_traceback(None)  # Zarr's thread keeps it, and with it whatever the frames hold

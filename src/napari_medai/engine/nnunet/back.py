@@ -30,7 +30,7 @@ class Found:
     plan : StagePlan
         For the order of axes.
     labels : LabelSet
-        Decides the type: uint8, or uint16 from 255 labels on.
+        Decides the type: uint8, or uint16 from 255 labels on and where a region's value needs it.
     undo : callable
         From (z, y, x) to the Volume's spatial axes, as a view.
     progress : Progress
@@ -52,7 +52,9 @@ class Found:
         undo: Callable[[NDArray[Any]], NDArray[Any]],
         progress: Progress,
     ) -> None:
-        self.whole = np.zeros(case.whole, dtype=np.uint8 if len(labels.foreground) < 255 else np.uint16)
+        # nnU-Net counts the labels only; regions may have larger values
+        large = len(labels.foreground) >= 255 or max(labels.region_values, default=0) > 255
+        self.whole = np.zeros(case.whole, dtype=np.uint16 if large else np.uint8)
         self.labels = undo(self.whole.transpose(plan.backward))
         self._box, self._progress = case.box, progress
         # where planes of the case lie in the image: the one axis along which their numbers change

@@ -30,7 +30,7 @@ class FirstTile:
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._now = run, room(run.device)
+        self._run, self._now = run, room(run.device, float(run.params.memory))
         self._peak = Peak()
         self._device_before = self._on_device()
         self._begun = time.perf_counter()
@@ -79,7 +79,7 @@ class FirstTile:
             device=str(run.device),
             tile=stage.patch,
             batch=1,
-            tiles=tiles,
+            tiles=tiles * run.frames,
             precision=run.precision,
             accumulator="host" if keep_on.type == "cpu" else "device",
             sums="float16" if size == 2 else "float32",
@@ -88,9 +88,12 @@ class FirstTile:
             device_mb=device,
             free_host_mb=now.limit_mb,
             free_device_mb=now.limit_device_mb,
-            seconds=seconds * tiles,
+            seconds=seconds * tiles * run.frames,
             fits=fits,
-            advice="" if fits else "close other programs, cut the image, or take a configuration of larger voxels",
+            advice=""
+            if fits
+            else f"{max(host, device) / 1024:.1f} GiB would do; close other programs, cut the image, or take a "
+            "configuration of larger voxels",
         )
 
     def _on_device(self) -> float:

@@ -220,7 +220,10 @@ def _logits(
         if first and not run.planned:
             run.planned = True
             together = len(folds) if way.together else 1
-            run.progress.planned(first.plan(case, plan, labels, count, together, way.keep_on, way.sums.itemsize))
+            told = first.plan(case, plan, labels, count, together, way.keep_on, way.sums.itemsize)
+            run.progress.planned(told)
+            if not told.fits:
+                raise DeviceError(f"This run does not fit into memory: {told.advice}.")
         run.tile_done(1)
         run.progress.update(0.05 + 0.95 * ran / count, 1, f"tile {ran} of {count}")
 
