@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -361,12 +362,17 @@ def test_it_is_kept_beside_a_warm_network():
     assert warm_bytes(CPU) == 0
 
 
-def peak_mb(run):
+C = ctypes.CDLL(None) if os.name == "posix" else None
+
+
+def peak_mb(run, image):
     """MiB of memory that a call takes at its highest."""
+    if hasattr(C, "malloc_trim"):
+        C.malloc_trim(0)  # what earlier tests left free would be taken without being seen
     with open("/proc/self/clear_refs", "w") as mark:
         mark.write("5")
     before = status("VmRSS")
-    run()
+    run(image)
     return (status("VmHWM") - before) / 1024
 
 
@@ -384,7 +390,7 @@ def test_memory_is_about_half():
     with torch.inference_mode():
         expected = network(image)
         difference(quick(image), expected)
-        plain, lean = peak_mb(lambda: network(image)), peak_mb(lambda: quick(image))
+        plain, lean = (min(peak_mb(run, image) for _ in range(2)) for run in (network, quick))
     assert lean <= 0.65 * plain
 
 
