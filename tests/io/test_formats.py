@@ -151,7 +151,6 @@ class TestWriters:
             ("a", ""),
             (".nii", ""),
             ("a.gz", ""),
-            ("a.zarr", ""),
         ],
     )
     def test_refused_with_those_that_fit(self, name: str, kind: str) -> None:

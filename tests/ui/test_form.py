@@ -113,4 +113,4 @@ def test_wheel_over_a_number_without_focus_turns_nothing(form: Form) -> None:
 
 def test_auto_is_said_only_where_the_help_says_what_zero_does() -> None:
     auto = {field.name for field in fields_of(SomeParams) if zero_means_auto(field)}
-    assert auto == {"steps", "tile", "batch"}
+    assert auto == {"steps", "tile", "batch", "memory"}

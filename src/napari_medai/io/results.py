@@ -86,7 +86,7 @@ def check_room(path: Path, shape: Sequence[int], itemsize: int = 1) -> None:
     """
     import psutil
 
-    writer = find_writer(path, folder=True)
+    writer = find_writer(path, "" if "." in path.name else "images", folder=True)
     if writer.name in _IN_PIECES or writer.writes != "images":
         return
     needed, free = _COPIES * prod(shape) * itemsize, psutil.virtual_memory().available
