@@ -29,6 +29,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.engine import RUNNERS
 from napari_medai.engine.device import DeviceInfo
 from napari_medai.engine.isolated_process import end_tree, how_it_ended
+from napari_medai.engine.scratch import lock, sweep, unlock
 from napari_medai.models import SOURCES
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
@@ -45,6 +46,7 @@ from napari_medai.worker_child import main
 main(sys.stdin.buffer, start["homes"], start["preload"])
 """
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "medai-worker-"
 _LOOK_SECONDS = 0.05
 # A pass through a network cannot be stopped: one of a large tile may take this long and longer
 _CANCEL_SECONDS = 2.0
@@ -242,11 +244,14 @@ class _Process:
     """The process, and the threads that hear it."""
 
     def __init__(self, preload: Sequence[str]) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix=f"medai-worker-{os.getpid()}-"))
+        for place in {Path(tempfile.gettempdir()), Path(_SHARED_MEMORY)}:
+            sweep(place, _PREFIX)  # it may hold pixels of patients
+        self._home = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._homes = [self._home]
         (self._home / "temporary").mkdir()
         if os.access(_SHARED_MEMORY, os.W_OK):
-            self._homes.insert(0, Path(tempfile.mkdtemp(prefix=f"medai-worker-{os.getpid()}-", dir=_SHARED_MEMORY)))
+            self._homes.insert(0, Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_SHARED_MEMORY)))
+        self._locks = [lock(home) for home in self._homes]
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._home / "temporary"))
         try:
             self.popen = subprocess.Popen(
@@ -363,6 +368,8 @@ class _Process:
     def _remove(self) -> None:
         for home in self._homes:
             shutil.rmtree(home, ignore_errors=True)
+        while self._locks:
+            unlock(self._locks.pop())
 
     def _write(self, data: bytes) -> None:
         stream = self.popen.stdin

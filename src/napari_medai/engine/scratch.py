@@ -57,7 +57,7 @@ def _roomy(size: float, what: str) -> Path:
         try:
             if folder == Path(cache):
                 folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
+            sweep(folder, _PREFIX)
             free = shutil.disk_usage(folder).free
         except OSError:  # there is none of this name
             continue
@@ -73,12 +73,12 @@ def _roomy(size: float, what: str) -> Path:
     )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what programs that were killed have left."""
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove what programs that were killed have left: folders named by a prefix, their process's number and more."""
     import psutil
 
-    for left in folder.glob(f"{_PREFIX}[0-9]*-*"):
-        owner = left.name[len(_PREFIX) :].partition("-")[0]
+    for left in folder.glob(f"{prefix}[0-9]*-*"):
+        owner = left.name[len(prefix) :].partition("-")[0]
         # the number may be of another container's process, which the lock shows; only the account's own can be removed
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
             with contextlib.suppress(OSError):
