@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data.utils import dense_patch_slices
 
 from napari_medai.core.errors import ModelError
 from napari_medai.engine.sweep import Sweep
@@ -40,6 +41,18 @@ def test_tiles_begin_and_end_at_multiples():
     # 37 is rounded down to 32; 50 up to 64, which two tiles with a step of 16 or 32 cover
     assert plan.tile == (32,)
     assert plan.axes[0].starts == (0, 16, 32)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.6])
+@pytest.mark.parametrize("size", [16, 17, 40, 48, 63])
+def test_in_whole_steps_tiles_lie_where_monai_has_its_windows(size: int, overlap: float):
+    step = max(1, int(16 * (1 - overlap))) if size > 16 else 16
+    theirs = dense_patch_slices((size,), (16,), (step,))
+    plan = plan_tiles((size,), (16,), overlap, places="stepped", blend="constant")
+    assert plan.axes[0].starts == tuple(window[0].start for window in theirs)
+    counts = sum((np.arange(size) >= w[0].start) & (np.arange(size) < w[0].stop) for w in theirs)
+    for start, row in zip(plan.axes[0].starts, plan.axes[0].weights, strict=True):
+        np.testing.assert_allclose(row, 1 / counts[start : start + 16])
 
 
 def test_an_image_smaller_than_a_tile_is_reflected_to_the_next_multiple():

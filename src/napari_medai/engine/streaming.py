@@ -56,7 +56,7 @@ def stream(
     reach = (halo,) * ndim if isinstance(halo, int) else tuple(halo)
     edges = tuple(tile) or _tile(run, ndim)
     # the plan rounds and shrinks the tile; fallbacks begin from what is really used
-    tiles = plan_tiles(array.shape[1:], edges, overlap, steps, reach)
+    tiles = plan_tiles(array.shape[1:], edges, overlap, steps, reach, tiling.places, tiling.blend)
     _check_reach(tiles, reach)
     network = run.network(fast=True) if network is None else network
     keep: Accumulator = "host" if run.device.type == "cpu" else "device"
@@ -66,7 +66,7 @@ def stream(
     while True:
         if setting.device != run.device:  # while the network was loaded
             first = setting = Setting(run.device, setting.tile, 1)
-        tiles = plan_tiles(array.shape[1:], setting.tile, overlap, steps, reach)
+        tiles = plan_tiles(array.shape[1:], setting.tile, overlap, steps, reach, tiling.places, tiling.blend)
         sweep = Sweep(tiles, take, axis=axis, begin=begin, sums=setting.sums, keep=setting.keep, device=run.device)
         rows = Rows(array, tiles, axis)
         try:

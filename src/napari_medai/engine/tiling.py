@@ -9,10 +9,11 @@ large as the image is kept and nothing is divided at the end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import ceil, prod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from napari_medai.core.errors import ModelError
 
 # Standard deviation of the Gaussian as a share of the tile's edge (Isensee et al., nnU-Net, Nature Methods 18, 2021)
 GAUSSIAN_SIGMA = 0.125
+# Where tiles begin and how they are blended; see `plan_tiles`
+Places = Literal["even", "stepped"]
+Blend = Literal["gaussian", "constant"]
 # A voxel deep in a tile never gets less than this share of the weight at the tile's centre
 SMALLEST_WEIGHT = 1e-3
 
@@ -41,6 +45,8 @@ class Axis:
         Voxels at each inner edge of a tile that get no weight: they saw the network's own padding.
     hard : bool
         Neighbours meet in the middle of what they share and are not blended.
+    flat : bool
+        Every voxel of a tile weighs the same; otherwise a Gaussian.
     """
 
     size: int
@@ -48,6 +54,7 @@ class Axis:
     starts: tuple[int, ...]
     margin: int
     hard: bool = False
+    flat: bool = False
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
@@ -58,7 +65,7 @@ class Axis:
             low, high = np.asarray(cuts[:-1])[:, None], np.asarray(cuts[1:])[:, None]
             return np.asarray((index >= low) & (index < high), dtype=np.float32)
         position = (np.arange(self.tile) - (self.tile - 1) / 2) / (GAUSSIAN_SIGMA * self.tile)
-        bell = np.maximum(np.exp(-0.5 * position**2), SMALLEST_WEIGHT)
+        bell = np.ones(self.tile) if self.flat else np.maximum(np.exp(-0.5 * position**2), SMALLEST_WEIGHT)
         weights = np.tile(bell, (len(self.starts), 1))
         if self.margin:
             weights[1:, : self.margin] = 0
@@ -142,6 +149,8 @@ def plan_tiles(
     overlap: float = 0.25,
     multiple: int | Sequence[int] = 1,
     halo: int | Sequence[int] = 0,
+    places: Places = "even",
+    blend: Blend = "gaussian",
 ) -> TilePlan:
     """Cut an image into tiles that overlap.
 
@@ -159,6 +168,12 @@ def plan_tiles(
     halo : int or sequence of int
         Reach of the network in voxels: at least so many at each inner edge of a tile get no weight, as far as the
         tile is large enough for it. With an ``overlap`` of 0 each voxel is taken from one tile alone. Default 0.
+    places : {"even", "stepped"}
+        Where tiles begin. ``"even"``: spread evenly, at multiples. ``"stepped"``: one whole step after the other from
+        the first voxel on, the last drawn back to the end of the image, and blended up to their edges: where MONAI's
+        ``SlidingWindowInferer`` puts them, for networks whose answer depends on where a tile begins (instance norm).
+    blend : {"gaussian", "constant"}
+        What the voxels of a tile weigh: more in its middle, or all the same.
 
     Raises
     ------
@@ -172,13 +187,27 @@ def plan_tiles(
         raise ModelError(f"Tiles of {len(edges)} axes in multiples of {len(steps)} do not cut {len(sizes)} axes.")
     if not 0 <= overlap < 1 or min((*sizes, *edges, *steps)) < 1 or min(halos) < 0:
         raise ModelError(f"No tiles of {edges} in multiples of {steps} with an overlap of {overlap} cut {sizes}.")
-    axes = [_plan_axis(*axis, overlap) for axis in zip(sizes, edges, steps, halos, strict=True)]
-    return TilePlan(tuple(axes), steps)
+    lay = _stepped if places == "stepped" else _spread
+    axes = [lay(*axis, overlap) for axis in zip(sizes, edges, steps, halos, strict=True)]
+    return TilePlan(tuple(replace(axis, flat=blend == "constant") for axis in axes), steps)
 
 
-def _plan_axis(size: int, edge: int, multiple: int, halo: int, overlap: float) -> Axis:
+def _stepped(size: int, edge: int, multiple: int, halo: int, overlap: float) -> Axis:
+    _, edge = _edges(size, edge, multiple)
+    step = max(1, min(int(edge * (1 - overlap)), edge - 2 * halo))
+    end = max(size, edge) - edge
+    starts = (*range(0, end, step), end)
+    return Axis(size, edge, starts, min(halo, (edge - step) // 2) if len(starts) > 1 else 0)
+
+
+def _edges(size: int, edge: int, multiple: int) -> tuple[int, int]:
+    """Of the image, made larger to a multiple, and of a tile."""
     padded = ceil(size / multiple) * multiple
-    edge = min(padded, max(multiple, edge // multiple * multiple))
+    return padded, min(padded, max(multiple, edge // multiple * multiple))
+
+
+def _spread(size: int, edge: int, multiple: int, halo: int, overlap: float) -> Axis:
+    padded, edge = _edges(size, edge, multiple)
     step = max(multiple, min(int(edge * (1 - overlap)), edge - 2 * halo) // multiple * multiple)
     count = ceil((padded - edge) / step) + 1
     # Spread evenly. Rounded to a multiple no gap grows beyond the step, which is a multiple itself.

@@ -169,6 +169,10 @@ class Tiling(_Part):
     halo : int
         Reach of the network in voxels: tiles overlap by twice as many at least, and of each only what has seen all
         of its surroundings is kept, so that tiled equals whole. With an ``overlap`` of 0 nothing is blended.
+    places : {"even", "stepped"}
+        Tiles spread evenly, or in whole steps as MONAI's ``SlidingWindowInferer`` has them: the same labels as there.
+    blend : {"gaussian", "constant"}
+        What the voxels of a tile weigh where tiles overlap: more in its middle, or all the same.
     empty : float, optional
         Tiles in which no prepared pixel is above this hold background alone, as the card shows: the network is not
         asked for them. At run time those with the highest pixels are asked for all the same, and compared.
@@ -178,6 +182,8 @@ class Tiling(_Part):
     overlap: float = Field(default=0.25, ge=0, lt=1)
     multiple: Count = 16
     halo: int = Field(default=0, ge=0, le=1024)
+    places: Literal["even", "stepped"] = "even"
+    blend: Literal["gaussian", "constant"] = "gaussian"
     empty: float | None = Field(default=None, allow_inf_nan=False)
 
 

@@ -154,10 +154,11 @@ def _spacing(plan: Plan | None) -> tuple[float, float, float] | None:
 def _tiling(plan: Plan | None) -> Tiling:
     given = plan.inferer.arguments if plan else {}
     roi, overlap = given.get("roi_size"), given.get("overlap", 0.25)
+    blend: Literal["gaussian", "constant"] = "gaussian" if given.get("mode") == "gaussian" else "constant"
     if isinstance(roi, list | tuple) and all(isinstance(n, int) and n > 0 for n in roi):
         share = overlap if isinstance(overlap, float) and 0 <= overlap < 1 else 0.25
-        return Tiling(size=tuple(roi[::-1]), overlap=share, multiple=1)
-    return Tiling(multiple=1)
+        return Tiling(size=tuple(roi[::-1]), overlap=share, multiple=1, places="stepped", blend=blend)
+    return Tiling(multiple=1, places="stepped", blend=blend)
 
 
 def _gives(plan: Plan | None, outputs: Mapping[str, Mapping[str, Any]]) -> tuple[str, Gives]:
