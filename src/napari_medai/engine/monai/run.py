@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose
+from monai.transforms import Compose, Invertd
 from torch import nn
 
 from napari_medai.core.errors import InputError, ModelError, UntrustedError
@@ -20,8 +20,9 @@ from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.monai.answers import answer
 from napari_medai.engine.monai.build import Builder, without_truth
 from napari_medai.engine.monai.images import Handed, hand_over
+from napari_medai.engine.monai.labels_first import labelled, same_windows, steps_for_labels
 from napari_medai.engine.monai.weights import load_into
-from napari_medai.engine.monai.windows import Counted, count_calls
+from napari_medai.engine.monai.windows import Counted, ScoresError, count_calls
 from napari_medai.engine.weights import warm
 from napari_medai.models.monai.plan import Named, Part, Plan
 from napari_medai.models.monai.resolve import resolve
@@ -91,7 +92,19 @@ def computed(volume: Volume, run: Run, params: Any, plan: Plan, network: nn.Modu
     image = data[_IMAGE] if _IMAGE in data else next(iter(data.values()))
     inferer = builder.part(plan.inferer)
     _as_asked(inferer, params, run)
-    pred = _inferred(inferer, image, network, run, plan)
+    spare = steps_for_labels(after, _PRED) if run.stage == "segment" and same_windows(inferer) else None
+    back = prod(handed.shape) if any(isinstance(step, Invertd) for step in getattr(after, "transforms", ())) else 0
+    try:
+        pred = _inferred(inferer, image, network, run, plan, back, spare is not None)
+    except ScoresError:
+        if spare is None:
+            raise
+        pred = None
+    if pred is None and spare is not None:  # outside of the except block, whose traceback holds a pass
+        run.note("the scores of the whole image do not fit into memory: labels were decided row of windows by row")
+        if spare.back:
+            run.note("the labels were resampled to the scan's voxels, to the nearest, where MONAI resamples scores")
+        pred, after = labelled(image, inferer, network, run), spare
     run.progress.update(1, 1, "finishing")
     if isinstance(pred, list):  # boxes of a detector
         data |= pred[0]
@@ -205,14 +218,22 @@ def _as_asked(inferer: Any, params: Any, run: Run) -> None:
         inferer.sw_batch_size = params.batch
 
 
-def _inferred(inferer: Any, image: Any, network: nn.Module, run: Run, plan: Plan) -> Any:
-    """The network's answer for one image, (k, x, y, z); by name if there are several; a list of boxes of a detector."""
+def _inferred(
+    inferer: Any, image: Any, network: nn.Module, run: Run, plan: Plan, back_voxels: int, other_way: bool
+) -> Any:
+    """The network's answer for one image, (k, x, y, z); by name if there are several; a list of boxes of a detector.
+
+    Raises
+    ------
+    ScoresError
+        The answer does not fit into memory; see `Counted`.
+    """
     detector = "detector" in plan.inferer.arguments
     shape = tuple(image.shape[1:])
     half = run.precision.startswith("float16")
     while True:
         voxels = prod(shape) if isinstance(inferer, SlidingWindowInferer) else 0
-        counted = Counted(network, run, count_calls(inferer, shape), half, voxels)
+        counted = Counted(network, run, count_calls(inferer, shape), half, voxels, back_voxels, other_way)
         inputs = image.to(run.device)
         try:
             out = inferer([inputs.as_tensor()] if detector else inputs[None], counted)
@@ -220,7 +241,10 @@ def _inferred(inferer: Any, image: Any, network: nn.Module, run: Run, plan: Plan
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 if run.device.type == "cpu" or getattr(inferer, "device", None) is not None:
-                    raise
+                    raise ScoresError(
+                        "There is not enough memory for the scores of the whole image. Cut the image, lower its "
+                        "resolution, or use a machine with more memory."
+                    ) from error
             elif isinstance(error, RuntimeError) and "size" in str(error).lower():
                 raise InputError(
                     f"The network of {run.spec.title!r} does not take an image of {' x '.join(map(str, shape))}: "

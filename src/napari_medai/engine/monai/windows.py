@@ -23,6 +23,13 @@ from napari_medai.engine.planning import room
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
 
+# MONAI resamples in double precision: a voxel of scores and its place on either side
+_BACK_BYTES = 16
+
+
+class ScoresError(DeviceError):
+    """The scores of the whole image, as MONAI holds them, do not fit into memory."""
+
 
 class Counted(nn.Module):
     """Calls a network, counts, and asks before each call whether to go on.
@@ -39,11 +46,24 @@ class Counted(nn.Module):
         Whether to compute in half precision where the device can.
     voxels : int
         Of the image, for the plan; 0: there is none to tell.
+    back_voxels : int
+        Of the scan, where scores are brought back to it.
+    other_way : bool
+        Whether there is one, for scores that do not fit.
     """
 
-    def __init__(self, network: nn.Module, run: Run, calls: int, half: bool, voxels: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        run: Run,
+        calls: int,
+        half: bool,
+        voxels: int = 0,
+        back_voxels: int = 0,
+        other_way: bool = False,
+    ) -> None:
         super().__init__()
-        self._voxels = voxels
+        self._voxels, self._back_voxels, self._other_way = voxels, back_voxels, other_way
         self._network: Callable[..., Any] = network
         self._run, self._calls, self._done = run, calls, 0
         self._half = half
@@ -68,16 +88,18 @@ class Counted(nn.Module):
 
         Raises
         ------
-        DeviceError
-            The scores alone do not fit.
+        ScoresError
+            The scores alone do not fit; or all of it, and there is another way.
         """
         run, device = self._run, inputs.device
         now = room(device, float(run.params.memory))
         scores = out.shape[1] * self._voxels * out.element_size() / 2**20
         weights = self._voxels * 4 / 2**20
         on_device = scores + weights if device.type == "cuda" else 0.0
-        # MONAI's sums, and the probabilities that are made of them
-        host = now.held_mb + (max(pass_mb, scores) + weights + scores if device.type == "cpu" else scores)
+        # MONAI's sums, and the probabilities that are made of them; then both sides of bringing them back
+        back = out.shape[1] * (self._voxels + self._back_voxels) * _BACK_BYTES / 2**20 if self._back_voxels else 0.0
+        sums = max(pass_mb, scores) + weights + scores if device.type == "cpu" else scores
+        host = now.held_mb + max(sums, back)
         fits = host <= now.limit_mb and now.held_device_mb + on_device <= now.limit_device_mb + 1e-6
         plan = Plan(
             device=str(device),
@@ -96,10 +118,12 @@ class Counted(nn.Module):
             fits=fits,
             advice="" if fits else f"{host / 1024:.1f} GiB of memory would do; cut the image or lower its resolution",
         )
+        if self._other_way and not fits:
+            raise ScoresError("The scores of the whole image do not fit.")
         run.planned = True
         run.progress.planned(plan)
         if now.held_mb + scores + weights > now.limit_mb:
-            raise DeviceError(
+            raise ScoresError(
                 f"The scores of the whole image, {out.shape[1]} classes, take {scores / 1024:.1f} GiB in this bundle; "
                 f"{now.limit_mb / 1024:.1f} GiB can be had. Cut the image, lower its resolution, or use a machine with "
                 "more memory."
