@@ -2,8 +2,8 @@
 
 Tiles begin at multiples of the network's total stride (`multiple`), also where the image ends, so that a network
 with pooling sees every voxel at the same phase whatever the tile: with a bounded receptive field, tiled equals
-untiled. The weights of a voxel over all tiles add up to exactly one, axis by axis, so that no map of weights as
-large as the image is kept and nothing is divided at the end.
+untiled. The weights of a voxel over all tiles add up to exactly one, axis by axis, so that no map of weights is kept
+and nothing is divided at the end; except where tiles are to be those of MONAI's sliding window.
 """
 
 from __future__ import annotations
@@ -64,18 +64,23 @@ class Axis:
             index = np.asarray(self.starts)[:, None] + np.arange(self.tile)
             low, high = np.asarray(cuts[:-1])[:, None], np.asarray(cuts[1:])[:, None]
             return np.asarray((index >= low) & (index < high), dtype=np.float32)
-        position = (np.arange(self.tile) - (self.tile - 1) / 2) / (GAUSSIAN_SIGMA * self.tile)
-        bell = np.ones(self.tile) if self.flat else np.maximum(np.exp(-0.5 * position**2), SMALLEST_WEIGHT)
-        weights = np.tile(bell, (len(self.starts), 1))
-        if self.margin:
-            weights[1:, : self.margin] = 0
-            weights[:-1, -self.margin :] = 0
+        weights = np.maximum(self.bells, SMALLEST_WEIGHT * (self.bells > 0))
         total = np.zeros(self.starts[-1] + self.tile)
         for start, row in zip(self.starts, weights, strict=True):
             total[start : start + self.tile] += row
         for start, row in zip(self.starts, weights, strict=True):
             row /= total[start : start + self.tile]
         return weights.astype(np.float32)
+
+    @cached_property
+    def bells(self) -> NDArray[np.float64]:
+        """Weight of each tile's voxels before neighbours are looked at, (tiles, tile)."""
+        position = (np.arange(self.tile) - (self.tile - 1) / 2) / (GAUSSIAN_SIGMA * self.tile)
+        bells = np.tile(np.ones(self.tile) if self.flat else np.exp(-0.5 * position**2), (len(self.starts), 1))
+        if self.margin:
+            bells[1:, : self.margin] = 0
+            bells[:-1, -self.margin :] = 0
+        return bells
 
     def indices(self, number: int) -> NDArray[np.intp]:
         """Where tile ``number`` reads the image, (tile,): beyond its end the image is reflected."""
@@ -99,11 +104,14 @@ class TilePlan:
     axes : tuple of Axis
         One per spatial axis of the image.
     multiple : tuple of int
-        Of which tiles and their starts are multiples.
+        Of which tiles are multiples.
+    counted : bool
+        Whether the weights of a voxel do not add up to one, and its sum is to be divided by theirs.
     """
 
     axes: tuple[Axis, ...]
     multiple: tuple[int, ...]
+    counted: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,6 +139,14 @@ class TilePlan:
             if high - low != axis.tile or index[0] > index[-1]:
                 cut = np.take(cut, index - low, axis=n + 1)
         return np.ascontiguousarray(cut)
+
+    def weight(self, tile: Tile) -> NDArray[np.float32]:
+        """What each voxel of a tile weighs, (\\*tile)."""
+        weight = np.ones((1,) * len(self.axes), np.float32)
+        for n, (axis, number) in enumerate(zip(self.axes, tile, strict=True)):
+            row = axis.bells[number].astype(np.float32) if self.counted else axis.weights[number]
+            weight = weight * row.reshape([-1 if m == n else 1 for m in range(len(self.axes))])
+        return np.maximum(weight, SMALLEST_WEIGHT * (weight > 0), dtype=np.float32) if self.counted else weight
 
     def place(self, tile: Tile) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where a tile lies in the image, and the part of the tile that lies there."""
@@ -189,7 +205,9 @@ def plan_tiles(
         raise ModelError(f"No tiles of {edges} in multiples of {steps} with an overlap of {overlap} cut {sizes}.")
     lay = _stepped if places == "stepped" else _spread
     axes = [lay(*axis, overlap) for axis in zip(sizes, edges, steps, halos, strict=True)]
-    return TilePlan(tuple(replace(axis, flat=blend == "constant") for axis in axes), steps)
+    # MONAI bounds the product of the axes' weights from below, which is no product any more
+    counted = places == "stepped" and blend == "gaussian" and len(axes) > 1
+    return TilePlan(tuple(replace(axis, flat=blend == "constant") for axis in axes), steps, counted)
 
 
 def _stepped(size: int, edge: int, multiple: int, halo: int, overlap: float) -> Axis:

@@ -13,12 +13,13 @@ from napari_medai.core.errors import DeviceError
 from napari_medai.core.plan import Plan
 from napari_medai.core.result import Mask
 from napari_medai.core.stage import Progress
+from napari_medai.core.volume import Volume
 from napari_medai.engine.monai import windows
 from napari_medai.engine.planning import Room
 from napari_medai.models import load, probe
 from napari_medai.stages import segment
 from tests.engine.monai.reference import AFFINES, write_scan
-from tests.models.monai.bundles import BUNDLES, write
+from tests.models.monai.bundles import BUNDLES, compose, write
 
 CPU = segment.SegmentParams(device="cpu")
 
@@ -60,8 +61,14 @@ def test_the_same_where_scores_are_not_interpolated(name: str, tmp_path: Path, m
 
 
 def test_interpolated_scores_become_labels_to_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, spared = both(write(tmp_path, "spleen"), tmp_path, monkeypatch)
-    assert 0.8 < share(whole, spared) < 1  # hardly learnt: borders are everywhere
+    config = BUNDLES["spleen"][0]()
+    softmax, back, argmax, save = config["postprocessing"]["transforms"]
+    other = config | {"postprocessing": compose(softmax, argmax, back | {"nearest_interp": True}, save)}
+    whole, _ = both(write(tmp_path / "other", "spleen", other), tmp_path, monkeypatch)
+    monkeypatch.undo()
+    interpolated, spared = both(write(tmp_path, "spleen"), tmp_path, monkeypatch)
+    assert share(whole, spared) == 1
+    assert share(interpolated, spared) < 1
     assert any("MONAI resamples scores" in note for note in spared.provenance.notes)
 
 
@@ -75,8 +82,8 @@ def test_an_image_smaller_than_a_window_is_filled_up_as_monai_does(
 
 
 def test_what_is_made_of_scores_is_not_made_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    volume = medai.open(write_scan(tmp_path / "scan.nii.gz", (16, 16, 16, 4), AFFINES["oblique"]))
-    model = load(probe(write(tmp_path, "tumour")))
+    pixels = np.random.default_rng(0).normal(50, 60, (4, 20, 20, 20)).astype(np.float32)
+    volume = Volume(pixels, "czyx", np.eye(4), units="mm", modality="MR")
     monkeypatch.setattr(windows, "room", lambda device, most: Room(100.0, 100.0))
-    with pytest.raises(DeviceError, match="scores of the whole image, 3 classes"):
-        segment.run(volume, model, CPU, Progress())
+    with pytest.raises(DeviceError, match=r"3 classes, take .* Cut the image"):
+        segment.run(volume, load(probe(write(tmp_path, "tumour"))), CPU, Progress())
