@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from napari_medai import nets
-from napari_medai.engine import LARGE_PAGES
-from napari_medai.engine.faster import Faster, compiled, faster, original
+from napari_medai.engine import LARGE_PAGES, kernels
+from napari_medai.engine.faster import Faster, compiled, faster
 from napari_medai.engine.recorded import NotRecordable, record
 from napari_medai.engine.weights import forget, warm, warm_bytes
 
@@ -119,6 +121,10 @@ def made(name, **arguments):
     return network
 
 
+def quicker(network, notes=None):
+    return faster(network, CPU, ([] if notes is None else notes).append)
+
+
 def difference(found, expected):
     assert found.shape == expected.shape
     assert found.stride() == expected.stride()
@@ -129,7 +135,7 @@ def difference(found, expected):
 def test_the_same_comes_out(name):
     network_name, arguments, shape = NETWORKS[name]
     network = made(network_name, **arguments)
-    quick = faster(network, CPU)
+    quick = quicker(network)
     assert isinstance(quick, Faster)
     for batch in (1,) if name == "SwinUNETR 3" else (1, 2):
         image = torch.randn(batch, *shape) + 1
@@ -147,7 +153,7 @@ def test_the_same_comes_out(name):
 def test_hdbet_is_as_near_to_exact_numbers_as_before():
     network, image = made("hdbet"), torch.randn(1, 1, 32, 32, 16)
     with torch.inference_mode():
-        plain, quick = network.logits(image).softmax(1), faster(network, CPU)(image)
+        plain, quick = network.logits(image).softmax(1), quicker(network)(image)
         exact = network.double()(image.double())
     assert difference(quick.double(), exact) <= max(TOLERANCE, 2 * difference(plain.double(), exact))
 
@@ -162,19 +168,19 @@ def test_quality_gives_a_tuple_and_linknet_does_as_it_did():
     for network, image in ((LinkNet3d(8), torch.randn(1, 1, 64, 32, 32)), (noise, torch.randn(2, 1, 8, 8, 8))):
         with torch.inference_mode():
             expected = network.eval().requires_grad_(False)(image)
-            found = faster(network, CPU)(image)
+            found = quicker(network)(image)
         assert difference(found, expected) <= TOLERANCE
     network = made("quality")
     series = torch.rand(1, 3, 6, 64, 64)
     with torch.inference_mode():
-        expected, found = network(series), faster(network, CPU)(series)
+        expected, found = network(series), quicker(network)(series)
     assert type(found) is type(expected)
     assert difference(found.logits, expected.logits) <= TOLERANCE
 
 
 def test_large_images_go_through_one_after_the_other(monkeypatch):
     network = made("UNet", **unet(2)[1])
-    quick, images = faster(network, CPU), torch.randn(3, 1, 32, 24)
+    quick, images = quicker(network), torch.randn(3, 1, 32, 24)
     with torch.inference_mode():
         expected = torch.cat([quick(images[n : n + 1]) for n in range(3)])
         monkeypatch.setattr("napari_medai.engine.faster.ALONE", 32 * 24)
@@ -183,7 +189,7 @@ def test_large_images_go_through_one_after_the_other(monkeypatch):
         assert difference(found, network(images)) <= TOLERANCE
         tricky = Tricky().eval().requires_grad_(False)  # several outputs: all images at once
         images = torch.randn(2, 2, 32, 24)
-        assert difference(faster(tricky, CPU)(images)["out"], tricky(images)["out"]) <= TOLERANCE
+        assert difference(quicker(tricky)(images)["out"], tricky(images)["out"]) <= TOLERANCE
 
 
 def test_what_does_nothing_is_not_in_the_record():
@@ -220,7 +226,7 @@ def test_convolutions_that_are_added_to_something():
     network, image = Sums().eval().requires_grad_(False), torch.randn(2, 3, 8, 6)
     kept = image.clone()
     with torch.inference_mode():
-        quick = faster(network, CPU)
+        quick = quicker(network)
         assert quick.recorded(image)
         for found, expected in zip(quick(image), network(image), strict=True):
             assert difference(found, expected) <= TOLERANCE
@@ -259,7 +265,7 @@ def test_nothing_is_written_into_that_is_still_wanted():
     parameters = {name: value.clone() for name, value in network.state_dict().items()}
     image = torch.randn(2, 2, 7, 6)
     with torch.inference_mode():
-        quick = faster(network, CPU)
+        quick = quicker(network)
         assert quick.recorded(image)
         found, expected = quick(image), network(image)
         again = quick(image)
@@ -297,10 +303,10 @@ def test_what_depends_on_values_or_is_random_is_run_as_it_is():
             network = Looking(kind).eval()
             with pytest.raises(NotRecordable):
                 record(network, image)
-            assert not faster(network, CPU).recorded(image)
+            assert not quicker(network).recorded(image)
         network = Looking("values").eval()
-        assert torch.equal(faster(network, CPU)(image), network(image))
-        assert torch.equal(faster(network, CPU)(-image), network(-image))
+        assert torch.equal(quicker(network)(image), network(image))
+        assert torch.equal(quicker(network)(-image), network(-image))
 
 
 def test_what_nobody_looked_at_is_left_alone():
@@ -308,21 +314,16 @@ def test_what_nobody_looked_at_is_left_alone():
         pass
 
     for network in (Strange(1, 1, 1).eval(), nn.Linear(2, 2).eval(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1).half()):
-        assert faster(network, CPU) is network
+        assert quicker(network) is network
     meshnet = made("meshnet", layers=[{"in_channels": 1, "out_channels": 2, "kernel_size": 3, "dilation": 1}] * 1 + [
         {"in_channels": 2, "out_channels": 2, "kernel_size": 1, "dilation": 1}])  # fmt: skip
-    assert faster(meshnet, CPU) is meshnet
-    assert faster(nn.Conv2d(1, 1, 1).eval(), torch.device("cuda")).__class__ is nn.Conv2d
+    assert quicker(meshnet) is meshnet
+    assert faster(nn.Conv2d(1, 1, 1).eval(), torch.device("cuda"), print).__class__ is nn.Conv2d
 
 
 def test_hooks_gradients_and_other_inputs_meet_the_network_itself():
     network = made("UNet", **unet(2)[1])
-    quick, image = faster(network, CPU), torch.randn(1, 1, 16, 16)
-    assert original(quick) is network
-    assert original(network) is network
-    assert quick.model is network.model  # attributes are the network's
-    with pytest.raises(AttributeError):
-        _ = quick.nothing
+    quick, image = quicker(network), torch.randn(1, 1, 16, 16)
     seen = []
     handle = network.model[0].register_forward_hook(lambda *given: seen.append(given))
     quick(image)
@@ -336,30 +337,63 @@ def test_hooks_gradients_and_other_inputs_meet_the_network_itself():
         assert difference(quick.float()(image), network(image)) <= TOLERANCE
 
 
-def test_a_kernel_that_refuses_leaves_it_to_the_network(monkeypatch):
-    network = made("UNet", **unet(2)[1])
-    quick, image = faster(network, CPU), torch.randn(1, 1, 16, 16)
+@pytest.mark.parametrize("assign", [False, True])
+def test_parameters_that_change_are_seen(assign):
+    network, other = made("UNet", **unet(2, norm="BATCH")[1]), nets.build("UNet", **unet(2, norm="BATCH")[1])
+    quick, image = quicker(network), torch.randn(1, 1, 16, 16)
     with torch.inference_mode():
-        expected, program = network(image), quick._program(image)
-        kernel, given, drops = program._instructions[-1]
-        program._instructions[-1] = (lambda tensors: torch.zeros(1).view(7), given, drops)
+        before = quick(image)
+    network.load_state_dict(other.state_dict(), assign=assign)
+    network.requires_grad_(False)
+    with torch.inference_mode():
+        assert difference(quick(image), network(image)) <= TOLERANCE
+        assert quick.recorded(image)
+        assert not torch.allclose(quick(image), before, atol=1e-3)
+
+
+def test_a_kernel_that_fails_leaves_it_to_the_network_and_every_run_says_so(monkeypatch):
+    network, notes, later = made("UNet", **unet(2)[1]), [], []
+    quick, image = quicker(network, notes), torch.randn(1, 1, 16, 16)
+
+    def refuses(kernel, image):
+        raise RuntimeError("no primitive\nhere")
+
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(kernels.Normalisation, "__call__", refuses)
+        expected = network(image)
         assert torch.equal(quick(image), expected)
+    with torch.inference_mode():
         assert not quick.recorded(image)
-        del kernel
+        assert torch.equal(quicker(network, later)(image), expected)
+    assert notes == later == ["a faster way to run the network failed, it runs as it is: no primitive"]
 
 
-def test_it_is_kept_beside_a_warm_network():
+@pytest.mark.parametrize("absent", ["_convolution_pointwise_", "_convolution_transpose_pointwise"])
+def test_a_torch_with_other_private_operators_runs_the_network_itself(absent, monkeypatch):
+    kernels.work.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, absent, lambda *_: None)
+    network = made("UNet", **unet(2)[1])
+    assert quicker(network) is network
+    kernels.work.cache_clear()
+
+
+def test_programs_are_kept_as_long_as_the_network():
     forget()
     network = warm(("unet", "cpu"), lambda: made("UNet", **unet(2)[1]), CPU)
-    quick = faster(network, CPU)
-    assert faster(network, CPU) is quick
-    assert faster(quick, CPU) is quick
-    before = warm_bytes(CPU)
+    quick, before = quicker(network), warm_bytes(CPU)
+    assert quicker(quick) is quick
     for size in (16, 24, 32):
         quick(torch.randn(1, 1, size, size))
-    assert before < warm_bytes(CPU) < 4 * before  # of two sizes
-    forget(quick)
+    held = warm_bytes(CPU)
+    assert before < held < 4 * before  # of two sizes
+    quicker(network)(torch.randn(1, 1, 32, 32))
+    assert warm_bytes(CPU) == held
+    forget()
     assert warm_bytes(CPU) == 0
+    gone = weakref.ref(network)
+    del network, quick
+    gc.collect()
+    assert gone() is None
 
 
 C = ctypes.CDLL(None) if os.name == "posix" else None
@@ -386,7 +420,7 @@ def status(name):
 def test_memory_is_about_half():
     network = made("plain_conv_unet", **{**PLAIN, **stages(3), "norm": "InstanceNorm3d", "n_conv_per_stage": [2, 2, 2],
                                          "features_per_stage": [16, 24, 24]})  # fmt: skip
-    quick, image = faster(network, CPU), torch.randn(1, 1, 72, 72, 72)
+    quick, image = quicker(network), torch.randn(1, 1, 72, 72, 72)
     with torch.inference_mode():
         expected = network(image)
         difference(quick(image), expected)

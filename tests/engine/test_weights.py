@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_network_is_ready_to_run_and_kept(tmp_path):
     assert network.layer.weight.tolist() == [[1, 2]]
     path.unlink()
     assert load_network(spec(sha256=sha256), path, CPU) is network
-    forget(network)
+    forget()
     with pytest.raises(ModelError, match="cannot be read"):
         load_network(spec(sha256=sha256), path, CPU)
 
@@ -163,22 +164,30 @@ def test_the_cache_is_bounded(monkeypatch):
     assert list(weights._warm.values()) == [last]
 
 
-def test_what_runs_in_a_networks_place_is_kept_and_dropped_with_it(monkeypatch):
+def test_what_runs_in_a_networks_place_is_kept_as_long_as_the_network():
+    class Memory:
+        bytes = 100
+
     network = warm(("a", "cpu"), lambda: nn.Linear(2, 1), CPU)
-    stand_in = beside(network, nn.Identity)
-    assert beside(network, nn.Identity) is stand_in
-    assert beside(nn.Linear(2, 1), nn.Identity) is not stand_in  # of a network that is not kept
     held = warm_bytes(CPU)
     assert held == 3 * 4
-    stand_in.extra_bytes = 100
+    stand_in = beside(network, Memory)
     assert warm_bytes(CPU) == held + 100
-    forget(stand_in)
-    assert not weights._warm
-    network = warm(("a", "cpu"), lambda: network, CPU)
-    assert beside(network, nn.Identity) is not stand_in
-    monkeypatch.setattr(weights, "MOST_NETWORKS", 1)
-    warm(("b", "cpu"), lambda: nn.Linear(2, 1), CPU)
-    assert not weights._beside
+    assert beside(network, Memory) is stand_in
+    assert beside(nn.Linear(2, 1), Memory) is not stand_in
+    forget()
+    assert beside(network, Memory) is stand_in
+    gone = weakref.ref(stand_in)
+    del network, stand_in
+    assert gone() is None
+
+
+def test_what_is_kept_can_be_explained_after_a_run_that_loaded_it():
+    with torch.inference_mode():
+        network = warm(("a", "cpu"), lambda: nn.Linear(2, 1), CPU)
+    image = torch.ones(2, requires_grad=True)
+    network(image).sum().backward()
+    assert image.grad is not None
 
 
 def test_torchscript_is_opened_by_its_sha256_only(tmp_path):

@@ -14,11 +14,13 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from napari_medai.engine import kernels
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.program import Program
 from napari_medai.engine.recorded import NotRecordable, record
@@ -33,59 +35,90 @@ ALONE = 2**16
 # torch.compile of a large 3-D U-Net, and what it saves of each pass, with caution
 COMPILE_SECONDS, COMPILE_SAVES = 90.0, 0.15
 
-_NEEDED = (
-    "_convolution_pointwise",
-    "_convolution_pointwise_",
-    "_convolution_transpose_pointwise",
-    "_reorder_convolution_weight",
-    "_reorder_convolution_transpose_weight",
-)
 
-
-def faster(network: nn.Module, device: torch.device) -> nn.Module:
+def faster(network: nn.Module, device: torch.device, note: Callable[[str], None]) -> nn.Module:
     """A network that gives what this one gives, as fast as the device allows; or this one.
 
     Parameters
     ----------
     network : module
-        In evaluation mode, on the device. It stays as it is, and shares its parameters, which must not change later.
+        In evaluation mode, on the device. Its numbers stay as they are; on CUDA its convolutions' weights change their
+        order in memory.
     device : torch.device
         Where it will run.
+    note : callable
+        Told when what is run in its place fails, and it is run itself.
 
     Returns
     -------
     module
-        Called with one image (B, C, \\*space). Kept beside the network as long as that is kept warm.
+        Called with one image (B, C, \\*space). What it keeps from one image to the next is kept as long as the network.
     """
     if device.type == "cuda":
         return _channels_last(network)
     if isinstance(network, Faster) or device.type != "cpu" or not _suits(network):
         return network
-    return beside(network, lambda: Faster(network))
+    return Faster(network, beside(network, Programs), note)
 
 
-def original(network: nn.Module) -> nn.Module:
-    """The network behind what `faster` gave, with the layers that an explanation looks into."""
-    return network.network if isinstance(network, Faster) else network
+@dataclass
+class _Kept:
+    """A program; none where there can be none, and why, if a kernel failed."""
+
+    program: Program | None
+    failed: str = ""
+
+
+class Programs:
+    """Programs of a network for images of the sizes that came last; of its parameters as they are."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], _Kept] = OrderedDict()
+        self._parameters: tuple[Any, ...] = ()
+        self._lock = threading.RLock()
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is kept besides the network's parameters."""
+        return sum(kept.program.bytes for kept in self._kept.values() if kept.program is not None)
+
+    def of(self, network: nn.Module, image: torch.Tensor) -> _Kept:
+        """What there is for images like this one; looks at shape and strides alone."""
+        key = tuple(image.shape), image.stride()
+        with self._lock:
+            if self._parameters != (now := _parameters(network)):
+                self._kept.clear()
+                self._parameters = now
+            if key not in self._kept:
+                try:
+                    self._kept[key] = _Kept(Program(record(network, image)))
+                except NotRecordable:
+                    self._kept[key] = _Kept(None)
+            self._kept.move_to_end(key)
+            while len(self._kept) > MOST_SIZES:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
 
 class Faster(nn.Module):
-    """A network of which the record for each size of image is run in its place; made by `faster`.
+    """A network in whose place programs are run; made by `faster`.
 
     Parameters
     ----------
     network : module
-        What is to be computed. Its attributes can be read here, too.
+        What is to be computed.
+    programs : Programs
+        Of the network.
+    note : callable
+        See `faster`.
     """
 
     network: nn.Module
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, programs: Programs, note: Callable[[str], None]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._programs, self._note = network, programs, note
         self.eval()
-        self._programs: OrderedDict[tuple[Any, ...], Program | None] = OrderedDict()
-        self._lock = threading.RLock()
 
     def forward(self, *images: torch.Tensor, **others: Any) -> Any:
         """What the network gives."""
@@ -94,7 +127,7 @@ class Faster(nn.Module):
         image = images[0]
         with torch.no_grad():
             if len(image) > 1 and image[0].numel() >= ALONE:
-                program = self._program(image[:1])
+                program = self._programs.of(self.network, image[:1]).program
                 made = program.single if program is not None else None
                 if made is not None:
                     out = torch.empty((len(image), *made.shape[1:]), dtype=made.dtype)
@@ -104,41 +137,22 @@ class Faster(nn.Module):
             return self._run(image)
 
     def _run(self, image: torch.Tensor, into: torch.Tensor | None = None) -> Any:
-        program = self._program(image)
-        if program is not None:
+        kept = self._programs.of(self.network, image)
+        if kept.program is not None:
             try:
-                return program(image, into)
+                return kept.program(image, into)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-            # a kernel does not take what the network's own does: the network is run from now on
-            self._programs[_kind(image)] = None
+                kept.program, kept.failed = None, str(error).partition("\n")[0][:200]
+        if kept.failed:
+            self._note(f"a faster way to run the network failed, it runs as it is: {kept.failed}")
         out = self.network(image)
         return out if into is None else into.copy_(out)
 
-    @property
-    def extra_bytes(self) -> int:
-        """Memory that is kept besides the network's parameters."""
-        return sum(program.bytes for program in self._programs.values() if program is not None)
-
     def recorded(self, image: torch.Tensor) -> bool:
-        """Whether images like this one are not run by the network itself; looks at shape and strides alone."""
-        return self._can_take(image) and self._program(image) is not None
-
-    def _program(self, image: torch.Tensor) -> Program | None:
-        key = _kind(image)
-        with self._lock:
-            if key in self._programs:
-                self._programs.move_to_end(key)
-                return self._programs[key]
-            try:
-                program = Program(record(self.network, image))
-            except NotRecordable:
-                program = None
-            self._programs[key] = program
-            while len(self._programs) > MOST_SIZES:
-                self._programs.popitem(last=False)
-            return program
+        """Whether images like this one are not run by the network itself."""
+        return self._can_take(image) and self._programs.of(self.network, image).program is not None
 
     def _can_take(self, image: Any) -> bool:
         return (
@@ -151,20 +165,6 @@ class Faster(nn.Module):
             and not self.network.training
             and not _hooked(self.network)
         )
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Faster:
-        self._programs.clear()  # they refer to the parameters as they were
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        """What is not here is the network's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "network":
-                raise
-            return getattr(self.network, name)
 
 
 def compiled(
@@ -226,10 +226,11 @@ def _channels_last(network: nn.Module) -> nn.Module:
     modules = list(network.modules())
     if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         return network
-    if any(isinstance(m, nn.Conv3d | nn.ConvTranspose3d) for m in modules):
-        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    if any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules):
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in modules:  # each by itself: others may have parameters of as many axes
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network
 
 
@@ -238,25 +239,23 @@ def _suits(network: nn.Module) -> bool:
     onednn = torch.backends.mkldnn
     if platform.machine().lower() not in ("x86_64", "amd64") or not onednn.is_available():  # type: ignore[no-untyped-call]
         return False
-    if not onednn.enabled or not all(hasattr(torch.ops.mkldnn, name) for name in _NEEDED):
-        return False
     # a network that finds labels itself, slab by slab, looks after its own memory
-    if network.training or hasattr(network, "labels"):
+    if not onednn.enabled or network.training or hasattr(network, "labels"):
         return False
     modules = list(network.modules())
     if any(type(m).__module__.partition(".")[0] not in LOOKED_AT for m in modules):
         return False
     if any(isinstance(m, torch.jit.ScriptModule | torch.fx.GraphModule) for m in modules):
         return False
-    parameters = list(network.parameters())
-    return any(isinstance(m, nn.modules.conv._ConvNd) for m in modules) and all(
-        p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters
-    )
+    if not any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
+        return False
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in network.parameters()) and kernels.work()
 
 
-def _kind(image: torch.Tensor) -> tuple[Any, ...]:
-    """What a record is for."""
-    return tuple(image.shape), image.stride()
+def _parameters(network: nn.Module) -> tuple[Any, ...]:
+    """What tells whether a parameter was written into, moved, or replaced since."""
+    tensors = (*network.parameters(), *network.buffers())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def _wants_gradients(network: nn.Module, image: torch.Tensor) -> bool:

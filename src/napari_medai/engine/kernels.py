@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch.nn import functional
@@ -287,3 +288,31 @@ def pointwise(weight: torch.Tensor, bias: torch.Tensor | None, image: torch.Tens
         if bias is not None:
             made += bias[:, None]
     return out.view(len(image), len(matrix), *image.shape[2:])
+
+
+@lru_cache(maxsize=1)
+def work() -> bool:
+    """Whether oneDNN's convolutions, of which the names are private to torch, are in this torch and right."""
+    try:
+        with torch.inference_mode():
+            return _agree(2) and _agree(3)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+
+
+def _agree(space: int) -> bool:
+    """Whether convolutions give what torch's give for the few numbers of a small image."""
+    numbers = torch.Generator().manual_seed(0)
+    image, weight = (torch.randn((8, 8, *(3,) * space), generator=numbers) for _ in range(2))
+    bias, ones, parts = weight.flatten()[:8].clone(), [1] * space, [3, 5]
+    plain = getattr(functional, f"conv{space}d")(image, weight, bias, padding=1)
+    doubled = getattr(functional, f"conv_transpose{space}d")(image, weight, bias, 2, 1, 1)
+    leaky = Convolution(weight, bias, ones, ones, ones, slope=0.1)
+    apart = Convolution(weight, bias, ones, ones, ones, parts=parts)
+    up = Convolution(weight, bias, [2] * space, ones, ones, transposed=True, more=ones)
+    pairs = (
+        (leaky(image), functional.leaky_relu(plain, 0.1)),
+        (apart.added(image.clone(), *torch.split(image, parts, 1)), plain + image),
+        (up(image), doubled),
+    )
+    return all(found.shape == right.shape and torch.allclose(found, right, atol=1e-4) for found, right in pairs)

@@ -137,7 +137,7 @@ class Run:
             There is no memory for it.
         """
         network = self.load(partial(load_network, self.spec, self.model.weights))
-        return faster(network, self.device) if fast else network
+        return faster(network, self.device, self.note) if fast else network
 
     def load(self, loader: Callable[[torch.device], nn.Module]) -> nn.Module:
         """A network by ``loader(device)``, on the CPU if the accelerator has no memory for it."""

@@ -9,7 +9,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -21,13 +22,15 @@ from napari_medai.engine.device import free_memory_mb
 from napari_medai.models.spec import ModelSpec
 from napari_medai.nets import build, problems
 
+T = TypeVar("T")
+
 # Networks kept between runs, and what they may hold of a device's memory, as a share of it and what is free
 MOST_NETWORKS = 6
 SHARE = 1 / 8
 
 _warm: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
-# For some of them what is run in their place, under the same key
-_beside: dict[tuple[str, str], nn.Module] = {}
+# What is run in the place of a network, for as long as that lives
+_beside: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _lock = threading.RLock()
 
 
@@ -146,40 +149,37 @@ def warm(key: tuple[str, str], make: Callable[[], nn.Module], device: torch.devi
         if key in _warm:
             _warm.move_to_end(key)
             return _warm[key]
-        network = make().to(device).eval()
+        with torch.inference_mode(False):  # it outlives the run, and an explanation wants gradients of its outputs
+            network = make().to(device).eval()
         for parameter in network.parameters():  # TorchScript has no requires_grad_() for all at once
             parameter.requires_grad = False
         _warm[key] = network
         while len(_warm) > 1 and (len(_warm) > MOST_NETWORKS or _too_much(device)):
-            _drop(next(iter(_warm)))
+            _warm.popitem(last=False)
         return network
 
 
-def beside(network: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-    """What is run in the place of a network, kept as long as the network is; a new one if that is not kept."""
-    with _lock:
-        for key, kept in _warm.items():
-            if kept is network:
-                if key not in _beside:
-                    _beside[key] = make()
-                return _beside[key]
-    return make()
+def beside(network: nn.Module, make: Callable[[], T]) -> T:
+    """What is run in the place of a network: kept as long as the network lives, which it must not refer to.
 
-
-def forget(network: nn.Module | None = None) -> None:
-    """Keep a network (default: any network) warm no longer, because it was moved or its memory is needed.
-
-    What is run in its place may be given instead of it.
+    Its ``bytes`` count as the network's.
     """
     with _lock:
-        for key in [key for key, kept in _warm.items() if network is None or network in (kept, _beside.get(key))]:
-            _drop(key)
+        if network not in _beside:
+            _beside[network] = make()
+        return cast(T, _beside[network])
+
+
+def forget() -> None:
+    """Keep no network warm any longer: one was moved, or their memory is needed."""
+    with _lock:
+        _warm.clear()
 
 
 def warm_bytes(device: torch.device) -> int:
     """Memory that the networks kept on a device hold."""
     with _lock:
-        return sum(_bytes(kept) + _more(key) for key, kept in _warm.items() if key[1] == str(device))
+        return sum(_bytes(kept) for key, kept in _warm.items() if key[1] == str(device))
 
 
 def _too_much(device: torch.device) -> bool:
@@ -187,15 +187,6 @@ def _too_much(device: torch.device) -> bool:
     return held > SHARE * (held + free_memory_mb(device) * 2**20)
 
 
-def _drop(key: tuple[str, str]) -> None:
-    del _warm[key]
-    _beside.pop(key, None)
-
-
-def _more(key: tuple[str, str]) -> int:
-    """Memory that what is run in a network's place holds besides the parameters, which they share."""
-    return int(getattr(_beside.get(key), "extra_bytes", 0))
-
-
 def _bytes(network: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters())
+    more = int(getattr(_beside.get(network), "bytes", 0))
+    return sum(p.numel() * p.element_size() for p in network.parameters()) + more

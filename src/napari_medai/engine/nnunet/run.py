@@ -258,7 +258,7 @@ def _network(path: Path, case: Case, plan: StagePlan, labels: LabelSet, run: Run
     fold = run.load(partial(_fold, path, plan, labels.heads, len(case.tensor)))
     assert isinstance(fold, Fold)
     axes = fold.mirroring if _mirrors(run) else ()
-    return partial(mirrored, faster(fold, run.device), axes=axes, check=run.progress.check)
+    return partial(mirrored, faster(fold, run.device, run.note), axes=axes, check=run.progress.check)
 
 
 def chosen_folds(plan: StagePlan, wish: str) -> list[str]:
