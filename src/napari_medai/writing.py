@@ -72,10 +72,11 @@ def save_result(
 
     if isinstance(result, Mask) and folder_of(result.labels.array) == place.absolute():
         from napari_medai.io.omezarr_write import adopt
-        from napari_medai.io.results import image_of
+        from napari_medai.io.results import image_of, verified
 
         volume, record = image_of(result)
-        adopt(place, volume, path, record)
+        with verified(result, check):
+            adopt(place, volume, path, record)
         forget(path)
         return path
     save(result, path, check=check, against=against)

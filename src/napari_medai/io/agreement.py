@@ -99,11 +99,34 @@ def compare(expected: Labels, found: Labels) -> list[Agreement]:
                 found_values, _, counts = _sorted_out(values[there == values])
                 for value, count in zip(found_values, counts, strict=True):
                     shared[int(value)] = shared.get(int(value), 0.0) + int(count) * volume_of(patch)
-    first, second = _sized(before), _sized(after)
-    names = dict(found.names) | dict(expected.names)
+    return _agreements(expected, found, before, after, shared)
+
+
+def compare_pieces(expected: Labels, found: Labels) -> list[Agreement]:
+    """As `compare`, for labels on one grid that come in the same pieces: one of each is in memory at a time."""
+    before, after, shared = _Sums(), _Sums(), dict[int, float]()
+    for first, second in zip(expected.patches(), found.patches(), strict=True):
+        before.add(first)
+        after.add(second)
+        values, counts = np.unique(first.array[(first.array == second.array) & (first.array != 0)], return_counts=True)
+        for value, count in zip(values, counts, strict=True):
+            shared[int(value)] = shared.get(int(value), 0.0) + int(count) * volume_of(first)
+    return _agreements(expected, found, before, after, shared)
+
+
+def in_mm(rows: list[Agreement], units: str) -> list[Agreement]:
+    """Rows of labels whose affines are in another unit of length than a row is."""
+    if units != "um":
+        return rows
+
+    def scaled(size: Size | None) -> Size | None:
+        if size is None:
+            return None
+        z, y, x = (value / 1e3 for value in size.centroid)
+        return Size(size.count, size.volume_mm3 / 1e9, (z, y, x))
+
     return [
-        _agreement(value, names.get(value, ""), found.by, first.get(value), second.get(value), shared.get(value, 0.0))
-        for value in sorted({*first, *second})
+        replace(r, expected=scaled(r.expected), found=scaled(r.found), distance_mm=r.distance_mm / 1e3) for r in rows
     ]
 
 
@@ -253,6 +276,18 @@ def _at(patch: Patch, world: NDArray[np.float64]) -> NDArray[Any]:
     k, j, i = index[inside].T
     there[inside] = patch.array[k, j, i]
     return there
+
+
+def _agreements(
+    expected: Labels, found: Labels, before: _Sums, after: _Sums, shared: dict[int, float]
+) -> list[Agreement]:
+    """One for each label of either, by value."""
+    first, second = _sized(before), _sized(after)
+    names = dict(found.names) | dict(expected.names)
+    return [
+        _agreement(value, names.get(value, ""), found.by, first.get(value), second.get(value), shared.get(value, 0.0))
+        for value in sorted({*first, *second})
+    ]
 
 
 def _agreement(value: int, name: str, by: str, first: Size | None, second: Size | None, shared: float) -> Agreement:

@@ -32,6 +32,19 @@ def checked(look: Look) -> Iterator[None]:
         _LOOK.reset(token)
 
 
+def look_at(temporary: Path, name: str) -> None:
+    """Show a file or folder that is whole to whoever `checked` was given, before it takes its name.
+
+    Raises
+    ------
+    WriteError
+        It is not what it should be.
+    """
+    look = _LOOK.get()
+    if look is not None:
+        look(temporary, name)
+
+
 def write_error(path: Path, error: OSError) -> WriteError:
     """What the system said, in words."""
     return WriteError(f"{path} was not written: {reason_of(error)}. Nothing partial is left.")
@@ -89,9 +102,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.close()
         except OSError as error:
             raise write_error(path, error) from error
-        look = _LOOK.get()
-        if look is not None:
-            look(temporary, target.name)
+        look_at(temporary, target.name)
         try:
             os.replace(temporary, target)
             _sync_folder(target.parent)

@@ -16,7 +16,9 @@ import numpy as np
 
 from napari_medai.core.errors import WriteError, reason_of
 from napari_medai.io import record as records
+from napari_medai.io.atomic import look_at
 from napari_medai.io.nifti_write import stored_dtype
+from napari_medai.io.tables import clean
 
 if TYPE_CHECKING:
     from napari_medai.core.volume import Volume
@@ -66,6 +68,7 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
             for where in _blocks(volume.shape, level.chunks):
                 level[where] = np.asarray(volume.array[where])
             _finish(group, volume, record)
+            look_at(temporary, path.name)
             _into_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -84,7 +87,7 @@ def adopt(folder: Path, volume: Volume, path: Path, record: Mapping[str, Any] | 
     Raises
     ------
     WriteError
-        As `save_volume`, or the folder holds another array; it stays as it was.
+        As `save_volume`, or the folder holds another array; it keeps its name and its voxels.
     """
     import zarr
 
@@ -96,6 +99,7 @@ def adopt(folder: Path, volume: Volume, path: Path, record: Mapping[str, Any] | 
         if tuple(found.shape) != volume.shape or found.dtype != volume.dtype or _ordered(volume).axes != volume.axes:
             raise WriteError(f"{folder.name} holds {found.dtype} {found.shape}, not {volume.dtype} {volume.shape}.")
         _finish(group, volume, record)
+        look_at(folder, path.name)
         _into_place(folder, path)
 
 
@@ -164,9 +168,7 @@ def _finish(group: Any, volume: Volume, record: Mapping[str, Any] | None) -> Non
     }
     if is_labels:
         ome["image-label"] = _image_label(full)
-    # through JSON, because the record holds numpy's numbers
-    plain = records.plain_record(full)
-    group.attrs.update({"ome": ome, records.KEY: plain})
+    group.attrs.update({"ome": ome, records.KEY: clean(full)})
 
 
 def _transforms(volume: Volume, factor: int) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from napari_medai.core.errors import ReadError
-from napari_medai.core.geometry import SAME_PLACE_MM
+from napari_medai.core.geometry import SAME_PLACE_MM, Grid, Reorientation
 from napari_medai.core.volume import Volume
 from napari_medai.io.nifti_write import slabs
 from napari_medai.io.readback_images import ELSEWHERE, OTHER_VALUES, Row
@@ -68,9 +68,9 @@ def faults(path: Path, volume: Volume) -> tuple[str, ...]:
         raise ReadError(f"nibabel cannot read what was written: {type(error).__name__}.") from error
     # RAS (x, y, z) -> (z, -y, -x); the file's axes backwards, so that its slowest comes first
     affine = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ found)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
-    expected = _as_filed(volume, affine)
-    shape = tuple(int(n) for n in reversed(proxy.shape))
-    if expected is None or tuple(n for n in expected.shape if n > 1) != tuple(n for n in shape if n > 1):
+    x, y, z = (*map(int, proxy.shape), 1)[:3]
+    expected = turned(volume, Grid((z, y, x), affine, volume.units))
+    if expected is None or expected.array.size != prod(proxy.shape):
         return (ELSEWHERE,)
     if (proxy.slope, proxy.inter) != (1.0, 0.0):
         return (OTHER_VALUES,)
@@ -78,7 +78,7 @@ def faults(path: Path, volume: Volume) -> tuple[str, ...]:
     try:
         with opened(path, "rb") as file:
             file.seek(int(proxy.offset))
-            for piece in slabs(expected, np.dtype(volume.dtype)):
+            for piece in slabs(expected.array, np.dtype(volume.dtype)):
                 there = np.frombuffer(file.read(piece.size * proxy.dtype.itemsize), proxy.dtype)
                 if there.size != piece.size or not np.array_equal(there, piece.ravel()):
                     return (OTHER_VALUES,)
@@ -87,26 +87,12 @@ def faults(path: Path, volume: Volume) -> tuple[str, ...]:
     return ()
 
 
-def _as_filed(volume: Volume, affine: Any) -> Any:
-    """The array with the axes of a file; None if its voxels lie elsewhere."""
-    array = volume.array if "z" in volume.axes else np.expand_dims(volume.array, volume.axes.index("y"))
-    turn = np.linalg.solve(volume.affine, affine)  # index of the file -> index of the volume
-    whole = np.rint(turn[:3, :3]).astype(int)
-    if (np.abs(whole).sum(axis=0) != 1).any() or (np.abs(whole).sum(axis=1) != 1).any():
+def turned(volume: Volume, grid: Grid, tolerance: float = SAME_PLACE_MM) -> Volume | None:
+    """The volume with its spatial axes in the order of a file's; None if its voxels do not lie where the file's do."""
+    place = grid.place_in(volume.grid)
+    if place is None:
         return None
-    order = np.abs(whole).argmax(axis=0)
-    flips = [whole[order[n], n] < 0 for n in range(3)]
-    first = array.ndim - 3
-    array = array.transpose([*range(first), *(first + int(n) for n in order)])
-    array = array[(..., *(slice(None, None, -1) if f else slice(None) for f in flips))]
-    corners = np.array([[0, 0, 0, 1], [n - 1 for n in array.shape[-3:]] + [1]], dtype=float).T
-    last = np.array([n - 1 for n in array.shape[-3:]], dtype=float)
-    # where the file says that its corners are, and where they were
-    place = np.zeros((4, 2))
-    place[3] = 1
-    for n in range(3):
-        ends = (0.0, last[n]) if not flips[n] else (last[n], 0.0)
-        place[order[n]] = ends
-    if np.abs(affine @ corners - volume.affine @ place).max() > SAME_PLACE_MM:
-        return None
-    return array
+    if "z" in volume.axes:
+        z, y, x = (part.step == -1 for part in place[1])
+        volume = volume.reoriented(Reorientation(place[0], (z, y, x)))
+    return volume if volume.grid.same_place(grid, tolerance) else None

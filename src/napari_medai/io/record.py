@@ -48,12 +48,6 @@ def dump(record: Mapping[str, Any]) -> str:
     return json.dumps(record, default=_plain)
 
 
-def plain_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with plain values only."""
-    found: dict[str, Any] = json.loads(dump(record))
-    return found
-
-
 def load(text: str) -> dict[str, Any]:
     """A record out of a header; empty if the text is not one. Values of a wrong kind are left out."""
     try:

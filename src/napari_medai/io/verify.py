@@ -19,7 +19,7 @@ from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Sco
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_format, readback
 from napari_medai.io import open as open_volume
-from napari_medai.io.agreement import Agreement, compare, of_image, same_image, share_inside, sizes
+from napari_medai.io.agreement import Agreement, compare, in_mm, of_image, same_image, share_inside, sizes
 from napari_medai.io.readback import Labels
 from napari_medai.io.readback_images import files_of, verify_images
 from napari_medai.io.readback_pieces import in_pieces, verify_pieces
@@ -99,7 +99,8 @@ def verify(
     Parameters
     ----------
     result : path
-        A DICOM SEG, RTSTRUCT, SR, Parametric Map or image, the folder of a derived series, NIfTI, NRRD or a surface.
+        A DICOM SEG, RTSTRUCT, SR, Parametric Map or image, the folder of a derived series, NIfTI, NRRD, OME-Zarr or a
+        surface.
     against : path or Volume, optional
         The scan, or another file of labels on the same scan.
     expected : Volume, Result or Contours, optional
@@ -118,12 +119,12 @@ def verify(
         A file cannot be read at all.
     """
     path = Path(result).expanduser()
-    if not path.is_file() and not (path.is_dir() and files_of(path)):
-        raise ReadError(f"{path.name} is neither a file that can be verified nor a folder of DICOM files.")
+    if not path.is_file() and not (path.is_dir() and (files_of(path) or _is_zarr(path))):
+        raise ReadError(f"{path.name} is neither a file that can be verified, a folder of DICOM files nor an OME-Zarr.")
     report = _compare(path, expected)
     if against is None or report.skipped:
         return report
-    scan = against if isinstance(against, Volume) else _scan(path, against, series_uid)
+    scan = _in_units_of(path, against if isinstance(against, Volume) else _scan(path, against, series_uid))
     if path.suffix.lower() in _SURFACES:
         from napari_medai.io.surface import verify_on
 
@@ -132,6 +133,7 @@ def verify(
     readers = _readers(path, scan.grid if scan.units == "mm" else None)
     if scan.meta.get("is_labels"):
         labels = [row for read in readers for row in compare(readback.of_volume(scan), read(path))]
+        labels = in_mm(labels, scan.units)
     else:
         checks += _on_scan(path, scan, readers)
     return Report(path.name, tuple(labels), tuple(checks))
@@ -195,6 +197,8 @@ def _compare(path: Path, expected: Saved | None) -> Report:
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_contours(path, expected)))
     image = _image_of(expected)
+    if _is_zarr(path):
+        return _compare_omezarr(path, image, _names_of(expected))
     if _modality(path) not in ("", "SEG", "RTSTRUCT"):
         return _compare_dicom_image(path, image)
     readers = _readers(path, None if image is None else image.grid)
@@ -216,6 +220,16 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         truth, found = readback.of_volume(image, "memory", _names_of(expected)), [read(path) for read in readers]
     rows_of = tuple(row for labels in found for row in compare(truth, labels))
     return Report(path.name, rows_of, _names_kept(truth, found) if expected is not None else ())
+
+
+def _compare_omezarr(path: Path, image: Volume | None, names: dict[int, str] | None) -> Report:
+    from napari_medai.io.readback_omezarr import verify_alone, verify_saved
+
+    try:
+        labels, rows = verify_alone(path) if image is None else ([], verify_saved(path, image, names))
+    except UnsupportedFormatError as error:
+        return Report(path.name, skipped=str(error))
+    return Report(path.name, tuple(labels), tuple(Check(*row) for row in rows))
 
 
 def _compare_dicom_image(path: Path, image: Volume | None) -> Report:
@@ -262,11 +276,26 @@ def _modality(path: Path) -> str:
     """Of a DICOM file or of the first one in a folder, ``"OT"`` (other) if it does not say; empty for all else."""
     from napari_medai.io.dicom.references import modality_of
 
+    if _is_zarr(path):
+        return ""
     lead = files_of(path)[0]
     with lead.open("rb") as file:
         if file.read(132)[_DICM] != b"DICM":
             return ""
     return modality_of(lead) or "OT"
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and find_format(path).name == "omezarr"
+
+
+def _in_units_of(path: Path, scan: Volume) -> Volume:
+    """The scan in the unit of length of a result: OME-Zarr of other programs is in micrometres."""
+    units = open_volume(path).units if _is_zarr(path) else scan.units
+    factor = {("mm", "um"): 1e3, ("um", "mm"): 1e-3}.get((scan.units, units))
+    if factor is None:
+        return scan
+    return scan.replace(affine=np.diag([factor, factor, factor, 1.0]) @ scan.affine, units=units)
 
 
 def _own(path: Path) -> Labels:
@@ -287,6 +316,10 @@ def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labe
             return [_own]
         return [readback.segmentation, _own] if modality == "SEG" else []
     format = find_format(path).name
+    if format == "omezarr":
+        from napari_medai.io.readback_omezarr import by_open, by_zarr
+
+        return [by_zarr, by_open]
     independent = {"nifti": readback.nifti, "nrrd": readback.nrrd}.get(format)
     return [independent, _own] if independent else []
 
