@@ -37,15 +37,6 @@ class Command:
         found: Callable[..., Any] = getattr(importlib.import_module(f"{_HERE}.{module}"), function)
         return found
 
-    def listed(self) -> Callable[[], None]:
-        """A function without options, with the same summary."""
-
-        def listed() -> None:
-            raise NotImplementedError(self.name)
-
-        listed.__doc__ = self.summary
-        return listed
-
 
 COMMANDS = (
     Command(

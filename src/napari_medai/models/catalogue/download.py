@@ -5,14 +5,13 @@ pooch asks for a file, compares its hash and gives it its name; it has no resumi
 
 from __future__ import annotations
 
-import errno
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_medai.core.errors import DownloadError
+from napari_medai.core.errors import DownloadError, reason_of
 from napari_medai.core.stage import Progress
 
 # What a connection brought since the last whole chunk is lost when it breaks
@@ -27,20 +26,6 @@ ATTEMPTS, MOST_ATTEMPTS = 4, 50
 WAIT_S = 0.5
 # The server is busy or out of order and may be well again in a moment (RFC 9110, 15.5.9 and 15.6; RFC 6585, 4)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than the system allows",
-    errno.EACCES: "there is no permission to write there",
-    errno.EPERM: "there is no permission to write there",
-    errno.EROFS: "the file system is read-only",
-}
-
-
-def reason(error: OSError) -> str:
-    """What the system said, in words."""
-    return _FULL.get(error.errno or 0, error.strerror or "the system refused it")
 
 
 class _BrokenError(Exception):
@@ -88,7 +73,7 @@ class Resuming:
             self.part.replace(output_file)
             self._origin.unlink(missing_ok=True)
         except OSError as error:  # requests' errors are OSErrors too; they do not get here
-            raise DownloadError(f"{_name(url)} cannot be kept: {reason(error)}. {self._kept()}".rstrip()) from error
+            raise DownloadError(f"{_name(url)} cannot be kept: {reason_of(error)}. {self._kept()}".rstrip()) from error
 
     @property
     def _origin(self) -> Path:

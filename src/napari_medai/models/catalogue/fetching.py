@@ -13,10 +13,10 @@ from urllib.request import url2pathname
 
 import pooch
 
-from napari_medai.core.errors import DownloadError
+from napari_medai.core.errors import DownloadError, reason_of
 from napari_medai.core.stage import Part, Progress
 from napari_medai.models import store
-from napari_medai.models.catalogue.download import Resuming, copy, reason
+from napari_medai.models.catalogue.download import Resuming, copy
 from napari_medai.models.catalogue.entry import Entry, File
 from napari_medai.models.catalogue.matching import matches
 
@@ -47,7 +47,7 @@ def fetch_entry(entry: Entry, progress: Progress) -> store.Added:
             bring(entry, file, folder, part)
             done += weight
     except OSError as error:
-        raise DownloadError(f"{entry.title} cannot be kept in the folder of models: {reason(error)}.") from error
+        raise DownloadError(f"{entry.title} cannot be kept in the folder of models: {reason_of(error)}.") from error
     package = folder / entry.files[0].name if len(entry.files) == 1 else folder
     result = store.add(package, entry.id, entry=entry, move=True, progress=progress)
     shutil.rmtree(folder, ignore_errors=True)
