@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -86,6 +89,40 @@ def rotation(axis: int, degrees: float) -> np.ndarray:
     matrix[first, first] = matrix[second, second] = np.cos(angle)
     matrix[first, second], matrix[second, first] = -np.sin(angle), np.sin(angle)
     return matrix
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code, standard output and standard error."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command ``medai`` in this process, as its entry point calls it."""
+    from napari_medai import terminal
+    from napari_medai.cli import main
+
+    def run(*words: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["medai", *map(str, words)])
+        capfd.readouterr()
+        # whoever runs the tests in the background may have had the signal ignored
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            # main() arranges the process for a command that ends with it
+            signal.signal(signal.SIGINT, before)
+            terminal._interrupted.clear()
+            logging.captureWarnings(False)
+        return Done(code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

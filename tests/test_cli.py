@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -17,39 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_medai.cli import main
-
 BIN = Path(sys.executable).parent / "medai"
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def medai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command in this process, as its entry point calls it."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["medai", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGINT)
-        code = 0
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            signal.signal(signal.SIGINT, before)
-            logging.captureWarnings(False)
-        return Done(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -78,8 +43,8 @@ def slide(tmp_path: Path) -> Path:
     return path
 
 
-def test_info_tells_size_spacing_orientation(medai, head: Path) -> None:
-    done = medai("info", head, "--json")
+def test_info_tells_size_spacing_orientation(command, head: Path) -> None:
+    done = command("info", head, "--json")
     assert done.returncode == 0, done.stderr
     (series,) = json.loads(done.stdout)["series"]
     assert series["shape"] == [12, 26, 24]
@@ -90,8 +55,8 @@ def test_info_tells_size_spacing_orientation(medai, head: Path) -> None:
     assert "z12 x y26 x x24" in plain.stdout
 
 
-def test_convert_there_and_back_is_the_same_image(medai, head: Path, tmp_path: Path) -> None:
-    done = medai("convert", head, tmp_path / "copy.nii")
+def test_convert_there_and_back_is_the_same_image(command, head: Path, tmp_path: Path) -> None:
+    done = command("convert", head, tmp_path / "copy.nii")
     assert done.returncode == 0, done.stderr
     first, second = nib.load(head), nib.load(tmp_path / "copy.nii")
     turned = nib.as_closest_canonical(first)
@@ -100,9 +65,9 @@ def test_convert_there_and_back_is_the_same_image(medai, head: Path, tmp_path: P
     np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(turned.dataobj))
 
 
-def test_segment_a_slide_into_labels_and_a_table(medai, slide: Path, tmp_path: Path) -> None:
+def test_segment_a_slide_into_labels_and_a_table(command, slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "nuclei.tif"
-    done = medai("segment", slide, "--model", "nuclei", "--out", out, "--json")
+    done = command("segment", slide, "--model", "nuclei", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert len(record["rows"]) == 8
@@ -111,15 +76,15 @@ def test_segment_a_slide_into_labels_and_a_table(medai, slide: Path, tmp_path: P
     assert "segment: 100 %" in done.stderr  # plain lines where there is no terminal
 
 
-def test_detect_writes_csv(medai, slide: Path, tmp_path: Path) -> None:
-    done = medai("detect", slide, "--out", tmp_path / "found.csv")
+def test_detect_writes_csv(command, slide: Path, tmp_path: Path) -> None:
+    done = command("detect", slide, "--out", tmp_path / "found.csv")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "found.csv").open() as file:
         assert next(csv.reader(file))[:3] == ["index", "label", "score"]
 
 
-def test_classify_prints_the_agreed_json(medai, head: Path) -> None:
-    done = medai("classify", head, "--json")
+def test_classify_prints_the_agreed_json(command, head: Path) -> None:
+    done = command("classify", head, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["model"] == "quality"
@@ -128,8 +93,8 @@ def test_classify_prints_the_agreed_json(medai, head: Path) -> None:
     assert sum(s["attention"] for s in record["slices"]) == pytest.approx(1)
 
 
-def test_explain_lies_on_the_scan(medai, head: Path, tmp_path: Path) -> None:
-    done = medai("explain", head, "--target", "noise", "--out", tmp_path / "heat.nii.gz")
+def test_explain_lies_on_the_scan(command, head: Path, tmp_path: Path) -> None:
+    done = command("explain", head, "--target", "noise", "--out", tmp_path / "heat.nii.gz")
     assert done.returncode == 0, done.stderr
     heat, scan = (nib.as_closest_canonical(nib.load(p)) for p in (tmp_path / "heat.nii.gz", head))
     assert heat.shape == scan.shape
@@ -148,15 +113,15 @@ def test_explain_lies_on_the_scan(medai, head: Path, tmp_path: Path) -> None:
         (["models", "show", "nope"], 1, "No model is called 'nope'"),
     ],
 )
-def test_exit_codes_and_one_clear_message(medai, arguments: list[str], code: int, says: str) -> None:
-    done = medai(*arguments)
+def test_exit_codes_and_one_clear_message(command, arguments: list[str], code: int, says: str) -> None:
+    done = command(*arguments)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_that_does_not_fit_is_refused_and_writes_nothing(medai, head: Path, tmp_path: Path) -> None:
-    done = medai("segment", head, "--model", "nuclei", "--out", tmp_path / "no.nii.gz")
+def test_a_model_that_does_not_fit_is_refused_and_writes_nothing(command, head: Path, tmp_path: Path) -> None:
+    done = command("segment", head, "--model", "nuclei", "--out", tmp_path / "no.nii.gz")
     assert done.returncode == 1
     assert "works on 2-D images; this one is 3-D" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["head.nii.gz"]
@@ -187,24 +152,24 @@ def test_control_c_stops_with_one_line_and_leaves_no_file(slide: Path, tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slide.tif"]
 
 
-def test_a_batch_goes_on_after_a_failure_and_resumes(medai, slide: Path, tmp_path: Path) -> None:
+def test_a_batch_goes_on_after_a_failure_and_resumes(command, slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(b"II*\x00 this is no image")
     out = tmp_path / "out"
-    done = medai("batch", "segment", slide, broken, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
+    done = command("batch", "segment", slide, broken, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
     assert done.returncode == 1
     assert [o["status"] for o in json.loads(done.stdout)] == ["done", "failed"]
     assert sorted(p.name for p in out.iterdir()) == ["slide.csv"]
-    again = medai("batch", "segment", slide, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
+    again = command("batch", "segment", slide, "--model", "nuclei", "--suffix", ".csv", "--out", out, "--json")
     assert [o["status"] for o in json.loads(again.stdout)] == ["skipped"]
 
 
-def test_models_and_doctor(medai) -> None:
-    models = json.loads(medai("models", "list", "--json").stdout)
+def test_models_and_doctor(command) -> None:
+    models = json.loads(command("models", "list", "--json").stdout)
     assert {"brain", "nuclei", "quality", "micronuclei", "blobs3d", "self2d", "self3d"} <= {m["id"] for m in models}
-    report = json.loads(medai("doctor", "--json").stdout)
+    report = json.loads(command("doctor", "--json").stdout)
     assert set(report) == {"software", "devices", "codecs", "viewer", "samples", "models"}
-    assert "not a medical device" in medai("models", "show", "nuclei").stdout.lower()
+    assert "not a medical device" in command("models", "show", "nuclei").stdout.lower()
 
 
 @pytest.mark.parametrize(
@@ -216,10 +181,10 @@ def test_models_and_doctor(medai) -> None:
     ],
 )
 def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
-    medai, monkeypatch: pytest.MonkeyPatch, slide: Path, tmp_path: Path, arguments: list[str], says: str
+    command, monkeypatch: pytest.MonkeyPatch, slide: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = medai(arguments[0], slide, *arguments[1:])
+    done = command(arguments[0], slide, *arguments[1:])
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "%" not in done.stderr  # no progress: nothing ran

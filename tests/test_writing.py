@@ -15,19 +15,17 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from safetensors.torch import save_file
 
 import napari_medai as medai
-from napari_medai import nets, terminal
+from napari_medai import nets
 from napari_medai.batch import plan_cases, run_batch
-from napari_medai.cli import main
 from napari_medai.core.errors import WriteError
 from napari_medai.core.stage import Progress
 from napari_medai.engine.zarr_store import ZarrStore
 from napari_medai.models import load_model
-from napari_medai.models.manifest import write_manifest
-from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
+from napari_medai.models.spec import Gives, Label, Prepare, Tiling
 from napari_medai.writing import place_for, save_result
+from tests.engine.test_network import package
 
 AFFINE = np.diag([1.2, 1.1, 2.0, 1.0])
 
@@ -44,22 +42,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    save_file(nets.build("meshnet", **arguments).state_dict(), folder / "weights.safetensors")
-    spec = ModelSpec(
-        id="bright",
-        title="Bright",
-        summary="A test.",
-        stage="segment",
-        accepts=Accepts(ndim=(3,)),
-        prepare=Prepare(normalise="none", spacing_mm=(1.2, 1.2, 1.8)),
+    package(
+        folder, nets.build("meshnet", **arguments).state_dict(), id="bright", arguments=arguments,
+        prepare=Prepare(normalise="none", spacing_mm=(1.2, 1.2, 1.8)), tiling=Tiling(size=(16, 16, 16), multiple=2),
         gives=Gives(kind="labels", labels=(Label(value=7, name="bright"),)),
-        tiling=Tiling(size=(16, 16, 16), multiple=2, overlap=0.25),
-        runner="network",
-        network="meshnet",
-        arguments=arguments,
-        weights="weights.safetensors",
-    )
-    write_manifest(spec, folder)
+    )  # fmt: skip
     return folder
 
 
@@ -68,26 +55,6 @@ def scan(tmp_path: Path) -> Path:
     array = np.random.default_rng(0).uniform(1, 10, (16, 20, 64)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "scan.nii")
     return tmp_path / "scan.nii"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """The command in this process: its exit code, standard output and standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medai", *map(str, words)])
-        # whoever runs the tests in the background may have had the signal ignored
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            signal.signal(signal.SIGINT, before)
-            terminal._interrupted.clear()
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def at_the_third_slab(monkeypatch, number: int) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from napari_medai.cli import main
 from napari_medai.models.builtins import FOLDER
 
 BIN = Path(sys.executable).parent / "medai"
@@ -39,39 +37,17 @@ options:
 """
 
 
-@dataclass
-class Done:
-    """What a command left: its exit code, standard output and standard error."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Medai = Callable[..., Done]
+Medai = Callable[..., Any]
 
 
 @pytest.fixture
-def medai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Medai]:
-    """The command in this process, with a folder of models of its own and no way out to the network."""
+def medai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Medai) -> Medai:
+    """The command, with a folder of models of its own and no way out to the network."""
     monkeypatch.setenv("MEDAI_MODELS", str(tmp_path / "store"))
     monkeypatch.setenv("MEDAI_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    interrupt = signal.getsignal(signal.SIGINT)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["medai", "models", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        told = capfd.readouterr()
-        return Done(int(end.value.code or 0), told.out, told.err)
-
-    yield run
-    # main() arranges the process for a command that ends with it
-    signal.signal(signal.SIGINT, interrupt)
-    logging.captureWarnings(False)
+    return partial(command, "models")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 import zarr
 
 import napari_medai as medai
-from napari_medai.cli import main
 from napari_medai.core.errors import ReadError, WriteError
 from napari_medai.core.result import Heatmap, Mask
 from napari_medai.core.volume import Volume
@@ -20,17 +19,6 @@ from napari_medai.engine.store import ZarrStore
 from napari_medai.io import omezarr_write
 from napari_medai.io.verify import check, verify
 from napari_medai.writing import save_result
-
-NAMES = {1: "heart", 2: "lung"}
-
-
-@pytest.fixture
-def mask(oblique_affine, provenance) -> Mask:
-    """Two boxes, of 24 and 4 voxels of 4 x 1.5 x 2 mm, not symmetric in any axis."""
-    labels = np.zeros((6, 20, 16), np.uint8)
-    labels[1:3, 2:5, 3:7] = 1
-    labels[4, 10:12, 1:3] = 2
-    return Mask(Volume(labels, "zyx", oblique_affine, "mm", meta={"is_labels": True}), provenance, NAMES)
 
 
 def cells(provenance, shape=(300, 40)) -> Mask:
@@ -136,7 +124,7 @@ def test_labels_that_a_run_has_written_are_read_back_before_they_take_their_name
     store = ZarrStore(tmp_path / ".part", mask.labels.shape, np.uint8, {"a": "b"})
     store.write((), mask.labels.numpy())
     store.close()
-    found = Mask(mask.labels.replace(array=store.labels()), mask.provenance, NAMES)
+    found = Mask(mask.labels.replace(array=store.labels()), mask.provenance, mask.names)
     cut_short(zarr.open_group(tmp_path / ".part", mode="r"))
     with pytest.raises(WriteError, match="read back, it is not what was saved"):
         save_result(found, tmp_path / "a.zarr", tmp_path / ".part")
@@ -169,9 +157,7 @@ def test_a_number_that_float32_does_not_hold_is_refused(tmp_path: Path) -> None:
         medai.save(medai.from_array(np.full((3, 4), 1e300)), tmp_path / "a.zarr")
 
 
-def test_heat_and_labels_lie_on_their_scan(
-    mask: Mask, oblique_scan: Volume, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_heat_and_labels_lie_on_their_scan(mask: Mask, oblique_scan: Volume, tmp_path: Path, command) -> None:
     labels, scan = medai.save(mask, tmp_path / "a.zarr"), medai.save(oblique_scan, tmp_path / "scan.nii")
     heat = Heatmap(
         oblique_scan.replace(array=oblique_scan.array / 2000),
@@ -187,11 +173,8 @@ def test_heat_and_labels_lie_on_their_scan(
     assert "inside the scan's field of view" in verify(other, against=scan).faults[0]
     assert [row.faults[-1] for row in verify(other, against=labels).labels] == ["Dice 0.0000"] * 4
     for path, code in ((labels, 0), (other, 1)):
-        monkeypatch.setattr("sys.argv", ["medai", "verify", str(path), "--against", str(scan), "--json"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert (end.value.code or 0) == code
-        assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
+        done = command("verify", path, "--against", scan, "--json")
+        assert (done.returncode, json.loads(done.stdout)["ok"]) == (code, code == 0)
 
 
 @pytest.mark.parametrize("version", [2, 3])

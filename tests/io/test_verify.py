@@ -17,17 +17,6 @@ from napari_medai.io.agreement import compare, sizes
 from napari_medai.io.readback import Labels, Patch, of_volume
 from napari_medai.io.verify import as_dict, check, verify
 
-NAMES = {1: "heart", 2: "lung"}
-
-
-@pytest.fixture
-def mask(oblique_affine, provenance) -> Mask:
-    """Two boxes, of 2 x 3 x 4 and 1 x 2 x 2 voxels of 4 x 1.5 x 2 mm, not symmetric in any axis."""
-    labels = np.zeros((6, 20, 16), np.uint8)
-    labels[1:3, 2:5, 3:7] = 1
-    labels[4, 10:12, 1:3] = 2
-    return Mask(Volume(labels, "zyx", oblique_affine, "mm", meta={"is_labels": True}), provenance, NAMES)
-
 
 def test_sizes_by_hand():
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -141,9 +130,9 @@ def test_an_image_is_compared_by_its_values(oblique_scan, tmp_path):
 def test_time_points_are_compared_one_by_one(mask, tmp_path):
     frames = np.stack([mask.labels.numpy(), mask.labels.numpy() * 0, mask.labels.numpy()])
     frames[2][frames[2] == 1] = 0
-    series = Mask(mask.labels.replace(array=frames, axes="tzyx"), mask.provenance, NAMES)
+    series = Mask(mask.labels.replace(array=frames, axes="tzyx"), mask.provenance, mask.names)
     path = medai.save(series, tmp_path / "series.nii")
-    backwards = Mask(series.labels.replace(array=frames[::-1]), mask.provenance, NAMES)
+    backwards = Mask(series.labels.replace(array=frames[::-1]), mask.provenance, mask.names)
     with pytest.raises(WriteError, match=r"heart.*Dice 0\.0000"):
         check(backwards, path)
 
@@ -176,23 +165,15 @@ def test_what_is_no_file(tmp_path):
         verify(tmp_path / "none.nii")
 
 
-def test_command(mask, tmp_path, capsys, monkeypatch):
-    from napari_medai.cli import main
-
+def test_command(mask, tmp_path, command):
     path = medai.save(mask, tmp_path / "mask.nii.gz")
     image = nibabel.load(path)
     wrong = tmp_path / "wrong_labels.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine, image.header), wrong)
-    monkeypatch.setattr("sys.argv", ["medai", "verify", str(path), "--against", str(path)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    assert "1.0000" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["medai", "verify", str(wrong), "--against", str(path), "--json"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 1
-    assert '"ok": false' in capsys.readouterr().out
+    done = command("verify", path, "--against", path)
+    assert (done.returncode, "1.0000" in done.stdout) == (0, True)
+    done = command("verify", wrong, "--against", path, "--json")
+    assert (done.returncode, '"ok": false' in done.stdout) == (1, True)
 
 
 @pytest.mark.parametrize("axes", ["cyx", "czyx", "tczyx", "yxs", "zyxs"])
