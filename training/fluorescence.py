@@ -11,7 +11,8 @@ from scipy import ndimage
 from skimage.measure import regionprops
 from skimage.segmentation import expand_labels
 
-from napari_medai.engine.objectsize import estimate_diameter, resize, scale_for
+from napari_medai.engine.objectsize import estimate_diameter, rescaled, scale_for
+from napari_medai.engine.resample import resample
 from training.mnfinder import Slide
 
 LOW, HIGH = 1.0, 99.8
@@ -80,8 +81,7 @@ def prepare(slide: Slide, target: float) -> Prepared:
     The size is estimated from the image alone, as it is when the model is used.
     """
     scale = scale_for(estimate_diameter(slide.image), target)
-    height, width = slide.image.shape
-    shape = (round(height * scale), round(width * scale))
+    shape = rescaled(slide.image.shape, scale)
     reach = max(1, round(3 / scale))
     planes = np.stack(
         [
@@ -97,7 +97,7 @@ def prepare(slide: Slide, target: float) -> Prepared:
     centres = np.array([region.centroid for region in objects]).reshape(-1, 2)
     boxes = np.array([region.bbox for region in objects], dtype=np.float64).reshape(-1, 4)
     return Prepared(
-        torch.from_numpy(resize(planes, shape)),
+        torch.from_numpy(resample(planes, shape)),
         (centres + 0.5) * factor - 0.5,
         (boxes[:, 2:] - boxes[:, :2]) * factor,
     )

@@ -14,7 +14,7 @@ from skimage.filters import threshold_otsu
 import napari_medai.models
 from napari_medai.api import detect
 from napari_medai.engine.objectsize import estimate_diameter, rescale, rescaled_to_original, scale_for
-from napari_medai.engine.peaks import Detections, detect_peaks, find_peaks
+from napari_medai.engine.peaks import PeakRows, detections, find_peaks
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets import build
@@ -159,12 +159,14 @@ def maps(network: torch.nn.Module, image: NDArray[np.generic]) -> NDArray[np.flo
     return predict(network, small)
 
 
-def detections(output: NDArray[np.float32], shape: tuple[int, int], **options: float) -> Detections:
-    """Micronuclei on the image's own grid, of `shape`, out of `maps`."""
-    found = detect_peaks(output[0], output[1:3], **options)
+def centres_of(
+    output: NDArray[np.float32], shape: tuple[int, int], threshold: float, min_distance: float
+) -> NDArray[np.float64]:
+    """Centres of micronuclei on the image's own grid, of `shape`, out of `maps`."""
     rescaled = (output.shape[1], output.shape[2])
-    factor = np.array(shape) / np.array(rescaled)
-    return Detections(rescaled_to_original(found.centres, rescaled, shape), found.sizes * factor, found.scores)
+    rows = PeakRows(threshold, rescaled)
+    rows.take(0, output[:3])
+    return rescaled_to_original(detections(*rows.result(), min_distance=min_distance).centres, rescaled, shape)
 
 
 def validate(weights: Path) -> None:
@@ -176,10 +178,7 @@ def validate(weights: Path) -> None:
     for distance in (2.0, 3.0, 4.0):
         for threshold in np.arange(0.15, 0.6, 0.05):
             counts = [
-                match_points(
-                    detections(o, s.image.shape, threshold=threshold, min_distance=distance).centres,
-                    s.micronuclei,
-                )
+                match_points(centres_of(o, s.image.shape, threshold, distance), s.micronuclei)
                 for o, s in zip(outputs, slides, strict=True)
             ]
             pooled = sum(counts, Counts())

@@ -16,8 +16,9 @@ from skimage.segmentation import watershed
 import napari_medai.models
 from napari_medai.api import segment
 from napari_medai.engine.instances import decode_instances
-from napari_medai.engine.objectsize import estimate_diameter, rescale, resize, scale_for
+from napari_medai.engine.objectsize import estimate_diameter, rescale, scale_for
 from napari_medai.engine.peaks import find_peaks
+from napari_medai.engine.resample import resample
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
 from napari_medai.nets import build
@@ -117,7 +118,7 @@ def maps(network: torch.nn.Module, image: NDArray[np.generic]) -> NDArray[np.flo
     """Foreground and depth on the image's own grid, shape (2, y, x)."""
     scale = scale_for(estimate_diameter(image), TARGET)
     small = rescale(normalise(image)[None], scale)[0]
-    return resize(predict(network, small), (image.shape[0], image.shape[1]))
+    return resample(predict(network, small), image.shape)
 
 
 def score(labels: list[NDArray[np.int32]], slides: list[Slide]) -> list[Counts]:

@@ -8,10 +8,10 @@ from napari_medai.engine.objectsize import (
     estimate_diameter,
     rescale,
     rescaled_to_original,
-    resize,
     scale_for,
     typical_diameter,
 )
+from napari_medai.engine.resample import resample
 
 
 def _discs(radius: float, pitch: int, count: int = 4, specks: bool = False) -> np.ndarray:
@@ -74,6 +74,6 @@ def test_rescaled_points_come_back_exactly() -> None:
 @pytest.mark.parametrize("scale", [0.5, 0.73, 1.0, 1.7])
 def test_a_ramp_survives_rescaling_and_back(scale: float) -> None:
     ramp = np.mgrid[:40, :60].astype(np.float32)
-    back = resize(rescale(ramp, scale), (40, 60))
+    back = resample(rescale(ramp, scale), (40, 60))
     assert back.shape == ramp.shape
     assert np.abs(back - ramp)[:, 4:-4, 4:-4].max() < 0.05

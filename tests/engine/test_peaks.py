@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_medai.engine.peaks import detect_peaks, find_peaks, suppress
+from napari_medai.engine.peaks import detections, find_peaks, suppress
 
 
 def test_peaks_come_best_first_and_below_threshold_is_left_out() -> None:
@@ -58,29 +58,17 @@ def test_suppress_by_overlap() -> None:
     assert suppress(centres, sizes, scores, max_iou=0.34).tolist() == [1, 2, 0]
 
 
-def test_suppress_by_the_better_objects_distance() -> None:
-    centres = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
-    sizes = np.ones((2, 3))
-    scores = np.array([0.9, 0.5])
-    assert suppress(centres, sizes, scores, min_distance=np.array([5.0, 1.0])).tolist() == [0]
-    assert suppress(centres, sizes, scores[::-1], min_distance=np.array([5.0, 1.0])).tolist() == [1, 0]
-    assert suppress(centres, sizes, scores, min_distance=4.0).tolist() == [0, 1]
-
-
-def test_suppress_wants_one_criterion() -> None:
+def test_nothing_is_suppressed_of_nothing() -> None:
     empty = np.zeros((0, 2))
-    with pytest.raises(ValueError, match="one of the two"):
-        suppress(empty, empty, np.zeros(0))
-    assert suppress(empty, empty, np.zeros(0), max_iou=0.5).tolist() == []
+    assert suppress(empty, empty, np.zeros(0), 0.5).tolist() == []
 
 
-def test_detections_carry_sizes_and_boxes() -> None:
-    heat = np.zeros((10, 12), np.float32)
-    heat[4, 6] = 0.9
-    sizes = np.ones((2, 10, 12), np.float32)
-    sizes[:, 4, 6] = 4.0, 6.0
-    found = detect_peaks(heat, sizes, threshold=0.5)
-    assert len(found) == 1
-    assert found.boxes().tolist() == [[[2.0, 3.0], [6.0, 9.0]]]
-    one_size = detect_peaks(heat, sizes[1], threshold=0.5)
-    assert one_size.sizes.tolist() == [[6.0, 6.0]]
+def test_boxes_that_overlap_and_peaks_that_are_near() -> None:
+    centres = np.array([[4.0, 6.0], [4.0, 7.0], [4.0, 9.0], [4.0, 30.0]])
+    sizes = np.array([[4.0, 6.0], [4.0, 6.0], [4.0, 6.0], [2.0, 2.0]])
+    scores = np.array([0.6, 0.9, 0.8, 0.7])
+    found = detections(centres, sizes, scores, min_distance=1.5, max_iou=0.5)
+    # 1 pixel away from the best one; sharing 4 of its 6 columns with it, 16 of 32 pixels
+    assert found.centres.tolist() == [[4.0, 7.0], [4.0, 9.0], [4.0, 30.0]]
+    assert found.scores.tolist() == [0.9, 0.8, 0.7]
+    assert len(detections(centres, sizes, scores, min_distance=1.5, max_iou=0.49)) == 2

@@ -162,10 +162,7 @@ def test_detections_come_back_to_the_images_own_grid() -> None:
     output[0] = 0
     output[0, 9, 19] = 0.9
     output[1:, 9, 19] = 6.0, 8.0
-    found = micronuclei.detections(output, (10, 20), threshold=0.5)
-    assert found.centres.tolist() == [[4.25, 9.25]]
-    assert found.sizes.tolist() == [[3.0, 4.0]]
-    assert found.scores == pytest.approx([0.9])
+    assert micronuclei.centres_of(output, (10, 20), 0.5, 2.0).tolist() == [[4.25, 9.25]]
 
 
 @pytest.mark.parametrize("trainer", [nuclei, micronuclei])

@@ -21,7 +21,8 @@ from scipy import ndimage
 
 from napari_medai.core.errors import WriteError, reason_of
 from napari_medai.engine.instances import Decoding, Part, decode_part
-from napari_medai.engine.slide import resized_part, sampling
+from napari_medai.engine.planes import Planes
+from napari_medai.engine.resample import weights
 from napari_medai.engine.store import MemoryStore, ZarrStore
 
 # Beside a store's own record: objects in the bands that are finished
@@ -57,12 +58,23 @@ class _Object:
 
 
 class _Maps:
-    """The network's maps on its own grid, as many rows of them as are needed, read on the image's grid."""
+    """The network's maps on its own grid, (2, y', x'): as many rows of them as are needed."""
 
     def __init__(self, shape: tuple[int, int], grid: tuple[int, int]) -> None:
-        self.shape, self.grid = shape, grid
+        self.image, self.shape = shape, (2, *grid)
         self.first = self.stop = 0
         self._pieces: list[NDArray[np.float32]] = []
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+        """A part of them; slices without steps."""
+        channels, rows, columns = key
+        parts, at = [], self.first
+        for piece in self._pieces:
+            low, high = max(rows.start - at, 0), min(rows.stop - at, piece.shape[1])
+            if low < high:
+                parts.append(piece[channels, low:high, columns])
+            at += piece.shape[1]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def add(self, first: int, rows: NDArray[np.floating]) -> None:
         """Rows (K, n, x') that follow."""
@@ -74,29 +86,25 @@ class _Maps:
 
     def drop(self, before: int) -> None:
         """Let go of what no row of the image from ``before`` on needs."""
-        needed = sampling(self.grid[0], self.shape[0], before, before + 1)[0] if before < self.shape[0] else self.stop
+        needed = self.needed(0, before, before + 1).start
         while self._pieces and self.first + self._pieces[0].shape[1] <= needed:
             self.first += self._pieces.pop(0).shape[1]
 
     def has(self, last: int) -> bool:
         """Whether the image's rows up to ``last`` (exclusive) can be had."""
-        return sampling(self.grid[0], self.shape[0], last - 1, last)[1] <= self.stop
+        return bool(self.needed(0, last - 1, last).stop <= self.stop)
+
+    def needed(self, axis: int, start: int, stop: int) -> slice:
+        """Which of their rows (or columns) some of the image's are made of."""
+        columns = weights(self.shape[1 + axis], self.image[axis])[start:stop].indices
+        return slice(int(columns.min()), int(columns.max()) + 1)
 
     def window(self, rows: tuple[int, int], columns: tuple[int, int], least: float) -> NDArray[np.float32] | None:
         """Foreground and depth (2, rows, columns) of a part of the image; none if no foreground reaches ``least``."""
-        top, bottom, down = sampling(self.grid[0], self.shape[0], *rows)
-        left, right, across = sampling(self.grid[1], self.shape[1], *columns)
-        parts, at = [], self.first
-        for piece in self._pieces:
-            low, high = max(top - at, 0), min(bottom - at, piece.shape[1])
-            if low < high:
-                parts.append(piece[:, low:high, left:right])
-            at += piece.shape[1]
-        maps = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         # a weighted mean is not above what it is of, but for rounding
-        if maps[0].max() < least * (1 - 1e-5):
+        if self[slice(0, 1), self.needed(0, *rows), self.needed(1, *columns)].max() < least * (1 - 1e-5):
             return None
-        return np.stack([resized_part(plane, down, across) for plane in maps])
+        return Planes(self, None, self.image, (0, 0), (1, 1))[slice(None), slice(*rows), slice(*columns)]
 
 
 class Blocks:
@@ -149,12 +157,12 @@ class Blocks:
         self._done: dict[int, tuple[list[_Object], list[_Object]]] = {}
         self._cut = 0
         self._maps = _Maps(shape, grid)
-        self.begin = sampling(grid[0], shape[0], *self._kept())[0] if self.band < shape[0] else grid[0]
+        self.begin = self._maps.needed(0, self._kept, self._kept + 1).start if self.band < shape[0] else grid[0]
 
-    def _kept(self) -> tuple[int, int]:
-        """First row of the image that is kept for the band in hand, and the one after it."""
-        first = max(0, self.band - _HISTORY * self.margin)
-        return first, first + 1
+    @property
+    def _kept(self) -> int:
+        """First row of the image that is kept for the band in hand."""
+        return max(0, self.band - _HISTORY * self.margin)
 
     def take(self, first: int, scores: NDArray[np.floating]) -> None:
         """Final rows of the maps (K, n, x'): foreground, depth."""
@@ -169,15 +177,16 @@ class Blocks:
             self._write(self.band, stop)
             self.band, self._down = stop, self.margin
             if stop < self.shape[0]:
-                self._maps.drop(self._kept()[0])
+                self._maps.drop(self._kept)
 
     @property
     def memory_mb(self) -> float:
         """What decoding takes at most as a rule, MiB: maps, the block in hand, the band's labels."""
-        rows = self.rows + 2 * self.margin
-        maps = 8 * self._maps.grid[0] / self.shape[0] * (rows + _HISTORY * self.margin) * self._maps.grid[1]
-        block = _DECODING_BYTES * rows * min(self.shape[1], self.columns + 2 * self.margin)
-        return (maps + block + 2 * 4 * rows * self.shape[1]) / 2**20
+        height, width = self.shape
+        rows = min(height, self.rows + 2 * self.margin)
+        kept = min(height, rows + _HISTORY * self.margin) * self._maps.shape[1] / height
+        block = _DECODING_BYTES * rows * min(width, self.columns + 2 * self.margin)
+        return (8 * kept * self._maps.shape[2] + block + 2 * 4 * rows * width) / 2**20
 
     def close(self) -> None:
         """Say what could not be done."""
@@ -199,7 +208,7 @@ class Blocks:
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[list[_Object], list[_Object]] | None:
         """Objects whose anchor lies in a block, and the others that lie in it for the most part."""
-        kept, height, width = self._kept()[0], *self.shape
+        kept, height, width = self._kept, *self.shape
         most = self.margin * 2**_DOUBLINGS
         up = right = left = self.margin
         while True:
@@ -249,7 +258,7 @@ class Blocks:
             top = min([start, *(o.place[0].start for o in everything)])
             bottom = max([stop, *(o.place[0].stop for o in everything)])
             if self._clear:  # what a band that was not finished has left reaches as far as it can
-                top, bottom = self._kept()[0], min(self.shape[0], stop + self.margin * 2 ** (_DOUBLINGS + 1))
+                top, bottom = self._kept, min(self.shape[0], stop + self.margin * 2 ** (_DOUBLINGS + 1))
             where = (slice(top, bottom), slice(0, self.shape[1]))
             labels = np.array(self.store.array[where], dtype=np.int32)
             if self._clear:

@@ -7,8 +7,9 @@ diameter is estimated from the image itself, without a network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
@@ -17,6 +18,7 @@ from skimage.segmentation import watershed
 
 from napari_medai.engine.instances import fill_small_holes
 from napari_medai.engine.peaks import find_peaks
+from napari_medai.engine.resample import resample
 
 LONGEST_SIDE = 1024
 """Images are thinned out to this many pixels before the estimate: it needs no more, and costs 0.2 s."""
@@ -116,35 +118,27 @@ def scale_for(diameter: float | None, target: float) -> float:
 
 
 def rescale(planes: NDArray[np.floating], scale: float) -> NDArray[np.float32]:
-    """Resize planes by a factor, smoothing first where they shrink.
+    """Resize planes by a factor, averaging where they shrink; `resample` and `rescaled_to_original` come back exactly.
 
     Parameters
     ----------
     planes
         Shape (C, y, x).
     scale
-        New size over old size; each axis is rounded to whole pixels, at least one.
+        New size over old size; see `rescaled`.
 
     Returns
     -------
     ndarray
         float32, shape (C, y', x').
     """
-    shape = tuple(max(1, round(n * scale)) for n in planes.shape[1:])
-    return resize(planes, (shape[0], shape[1]))
+    return resample(planes, rescaled(planes.shape[1:], scale))
 
 
-def resize(planes: NDArray[np.floating], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize planes to a given (y, x) shape by linear interpolation, smoothing first where they shrink.
-
-    The corners of the image stay where they are, so that `resize(rescale(planes, s), planes.shape[1:])`
-    lies exactly on the grid it came from (`rescaled_to_original` does the same for points).
-    """
-    batch = torch.from_numpy(np.array(planes, dtype=np.float32, order="C"))[None]
-    if batch.shape[2:] == shape:
-        return np.asarray(batch[0].numpy())
-    out = torch.nn.functional.interpolate(batch, size=shape, mode="bilinear", antialias=True, align_corners=False)
-    return np.asarray(out[0].numpy())
+def rescaled(shape: Sequence[int], scale: float) -> tuple[int, int]:
+    """A shape (y, x) times a factor, each axis rounded to whole pixels, at least one."""
+    y, x = (max(1, round(n * scale)) for n in shape)
+    return y, x
 
 
 def rescaled_to_original(

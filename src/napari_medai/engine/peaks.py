@@ -35,10 +35,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def boxes(self) -> NDArray[np.float64]:
-        """Lower and upper corner of each object in index coordinates, shape (n, 2, ndim)."""
-        return np.stack([self.centres - self.sizes / 2, self.centres + self.sizes / 2], axis=1)
-
 
 def find_peaks(
     heatmap: NDArray[np.floating], threshold: float, min_distance: float = 2.0
@@ -77,7 +73,7 @@ def local_maxima(heatmap: NDArray[np.floating], threshold: float) -> NDArray[np.
 def _best_apart(centres: NDArray[np.float64], scores: NDArray[np.float64], min_distance: float) -> NDArray[np.intp]:
     """Indices of the peaks that are left, the highest first."""
     order = np.argsort(-scores, kind="stable")
-    return order[_keep_apart(centres[order], np.full(len(order), float(min_distance)))]
+    return order[_keep_apart(centres[order], min_distance)]
 
 
 class PeakRows:
@@ -121,14 +117,9 @@ class PeakRows:
 
 
 def suppress(
-    centres: NDArray[np.floating],
-    sizes: NDArray[np.floating],
-    scores: NDArray[np.floating],
-    *,
-    max_iou: float | None = None,
-    min_distance: float | NDArray[np.floating] | None = None,
+    centres: NDArray[np.floating], sizes: NDArray[np.floating], scores: NDArray[np.floating], max_iou: float
 ) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression of boxes or of points, the highest score first.
+    """Greedy non-maximum suppression of boxes, the highest score first.
 
     Parameters
     ----------
@@ -138,34 +129,20 @@ def suppress(
         Shape (n,).
     max_iou
         A box whose intersection over union with a better box is greater than this is dropped.
-    min_distance
-        An object nearer than this to a better one is dropped; one number, or one per object (shape (n,)),
-        then the better object's number counts.
 
     Returns
     -------
     ndarray
-        Indices of the kept objects, the highest score first.
-
-    Raises
-    ------
-    ValueError
-        If neither or both criteria are given.
+        Indices of the kept boxes, the highest score first.
     """
-    if (max_iou is None) == (min_distance is None):
-        raise ValueError("give max_iou or min_distance, one of the two")
     order = np.argsort(-np.asarray(scores), kind="stable")
+    if not len(order):
+        return order
     points = np.asarray(centres, dtype=np.float64)[order]
     extents = np.asarray(sizes, dtype=np.float64)[order]
-    if min_distance is not None:
-        reach = np.broadcast_to(np.asarray(min_distance, dtype=np.float64), (len(points),))
-        reach = reach[order] if np.ndim(min_distance) else reach
-        return order[_keep_apart(points, reach)]
     low, high = points - extents / 2, points + extents / 2
     volume = extents.prod(axis=1)
     alive = np.ones(len(points), dtype=bool)
-    if not len(points):
-        return order
     # boxes further apart than half of both their edges share nothing
     tree, widest = KDTree(points), float(extents.max())
     for i in range(len(points)):
@@ -180,25 +157,20 @@ def suppress(
     return order[alive]
 
 
-def detect_peaks(
-    heatmap: NDArray[np.floating],
-    sizes: NDArray[np.floating],
+def detections(
+    centres: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    scores: NDArray[np.float64],
     *,
-    threshold: float,
     min_distance: float = 2.0,
     max_iou: float = 0.3,
 ) -> Detections:
-    """Objects of a centre network's output.
+    """Objects of a centre network: the best of all local maxima of its heatmap.
 
     Parameters
     ----------
-    heatmap
-        Probability that an object is centred at each pixel, shape (\\*space).
-    sizes
-        Full extent in pixels along each axis of an object centred at each pixel, shape (ndim, \\*space), or
-        one map (\\*space) for objects as wide as they are high.
-    threshold
-        Lowest score of an object.
+    centres, sizes, scores
+        Of the maxima in the order of memory, as `PeakRows` and `local_maxima` give them: (n, ndim), (n, ndim), (n,).
     min_distance
         Objects nearer than this, in pixels, to a better one are dropped.
     max_iou
@@ -209,41 +181,20 @@ def detect_peaks(
     Detections
         In pixels of the heatmap.
     """
-    per_axis = sizes if sizes.ndim == heatmap.ndim + 1 else np.stack([sizes] * heatmap.ndim)
-    centres = local_maxima(heatmap, threshold)
-    at = tuple(centres.T)
-    return detections(
-        centres.astype(np.float64),
-        per_axis[(slice(None), *at)].T.astype(np.float64),
-        heatmap[at].astype(np.float64),
-        min_distance=min_distance,
-        max_iou=max_iou,
-    )
-
-
-def detections(
-    centres: NDArray[np.float64],
-    sizes: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    *,
-    min_distance: float = 2.0,
-    max_iou: float = 0.3,
-) -> Detections:
-    """The best of all local maxima, see `detect_peaks`; in the order of memory as `local_maxima` gives them."""
     best = _best_apart(centres, scores, min_distance)
-    best = best[suppress(centres[best], sizes[best], scores[best], max_iou=max_iou)]
+    best = best[suppress(centres[best], sizes[best], scores[best], max_iou)]
     return Detections(centres[best], sizes[best], scores[best])
 
 
-def _keep_apart(points: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Of points in order of merit, mark those not nearer than a better kept one's reach."""
+def _keep_apart(points: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
+    """Of points in order of merit, mark those not nearer than this to a better kept one."""
     alive = np.ones(len(points), dtype=bool)
     if len(points) == 0:
         return alive
     tree = KDTree(points)
     for i in range(len(points)):
         if alive[i]:
-            # query_ball_point includes the rim; a distance of exactly min_distance is allowed.
-            near = np.asarray(tree.query_ball_point(points[i], np.nextafter(reach[i], 0.0)), dtype=np.intp)
+            # query_ball_point includes the rim; a distance of exactly `reach` is allowed.
+            near = np.asarray(tree.query_ball_point(points[i], np.nextafter(reach, 0.0)), dtype=np.intp)
             alive[near[near > i]] = False
     return alive

@@ -1,24 +1,16 @@
-"""A 2-D image that is too large to be held at once: read in rows, its grey levels and object size found, rescaled.
-
-Everything here gives the numbers that the whole image gives: percentiles are exact, and a row of the rescaled image is
-sampled at the same places with the same weights, in the same precision, as where torch resizes the whole.
-"""
+"""A 2-D image of any size, read in rows: its grey levels and the size of its objects, as the whole image gives them."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from napari_medai.engine.objectsize import estimate_diameter, foreground_of, object_diameters, typical_diameter
 
-# Images of more pixels go row by row; up to it everything is in memory at once, which is quicker and takes 1.5 GB
-LARGEST_WHOLE = 4096 * 4096
 # Rows that are read at once: chunks are no higher as a rule, and 30,000 columns of float32 are 120 MB
 MOST_ROWS = 1024
 # Edge of the windows that the typical diameter of a larger image is taken from, and how many there are
@@ -31,7 +23,7 @@ _PIECE_ROWS = 64
 
 
 class SlideRows:
-    """Rows of an image, asked for from its top to its end: each chunk is decoded once, a few are kept.
+    """An image as one channel, (1, y, x), whose rows are asked for from its top to its end: each is decoded once.
 
     Parameters
     ----------
@@ -41,14 +33,19 @@ class SlideRows:
 
     def __init__(self, array: Any) -> None:
         self.array = array
-        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self.shape = (1, int(array.shape[0]), int(array.shape[1]))
         chunks = getattr(array, "chunks", None)
         tall = np.max(chunks[0]) if chunks else MOST_ROWS
-        self.height = int(np.clip(tall, min(256, self.shape[0]), MOST_ROWS))
-        self._kept: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+        self.height = int(np.clip(tall, min(256, self.shape[1]), MOST_ROWS))
+        self._kept: dict[int, NDArray[np.float32]] = {}
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows start..stop as float32."""
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+        """A part of it, float32; slices without steps."""
+        _, rows, columns = key
+        start, stop, _ = rows.indices(self.shape[1])
+        return self._rows(start, stop)[None, :, columns]
+
+    def _rows(self, start: int, stop: int) -> NDArray[np.float32]:
         if isinstance(self.array, np.ndarray):
             return self.array[start:stop].astype(np.float32, copy=False)
         bands = range(start // self.height, (stop - 1) // self.height + 1)
@@ -66,9 +63,9 @@ class SlideRows:
 
     def bands(self, check: Callable[[], None]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """First row and rows of one band after the other; ``check`` may stop it."""
-        for start in range(0, self.shape[0], self.height):
+        for start in range(0, self.shape[1], self.height):
             check()
-            yield start, self(start, min(self.shape[0], start + self.height))
+            yield start, self._rows(start, min(self.shape[1], start + self.height))
 
     def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
         """A part of the image, read on its own."""
@@ -115,26 +112,25 @@ def survey(
         Called for every band; may raise `Cancelled`.
     """
     step = max(1, -(-max(rows.shape) // _COARSE))
+    windows = not diameter and max(rows.shape) > 2 * _WINDOW
     coarse: list[NDArray[np.float32]] = []
     count: NDArray[np.int64] | None = np.zeros(1 << 16, np.int64)
     upper = np.zeros(1 << 16, np.int64)
     for start, band in rows.bands(check):
-        first = (step // 2 - start) % step
-        coarse.append(band[first::step, step // 2 :: step].copy())
+        if windows:
+            coarse.append(band[(step // 2 - start) % step :: step, step // 2 :: step].copy())
         for piece in _pieces(band):
             count = _counted(count, piece) if count is not None else None
             upper += np.bincount(_ordered(piece) >> 16, minlength=1 << 16)
-    size = rows.shape[0] * rows.shape[1]
+    size = rows.shape[1] * rows.shape[2]
     places = [(size - 1) * (q / 100) for q in (low, high)]
     ranks = sorted({rank for place in places for rank in (int(place), min(int(place) + 1, size - 1))})
     values = _of_whole_numbers(count, ranks) if count is not None else _of_bits(rows, upper, ranks, check)
     found = [_between(values, place, size) for place in places]
-    if not diameter:
-        if max(rows.shape) <= 2 * _WINDOW:
-            estimate = estimate_diameter(rows.window(slice(None), slice(None)))
-        else:
-            estimate = _from_windows(rows, np.concatenate(coarse), step, check)
-        diameter = estimate or 0.0
+    if windows:
+        diameter = _from_windows(rows, np.concatenate(coarse), step, check) or 0.0
+    elif not diameter:
+        diameter = estimate_diameter(rows.window(slice(None), slice(None))) or 0.0
     rows.clear()
     return Survey(found[0], found[1], diameter or None)
 
@@ -211,85 +207,7 @@ def _from_windows(rows: SlideRows, coarse: NDArray[np.float32], step: int, check
     for cell in chosen:
         check()
         y, x = (int(n) * edge * step for n in np.unravel_index(cell, shares.shape))
-        y, x = min(y, max(0, rows.shape[0] - _WINDOW)), min(x, max(0, rows.shape[1] - _WINDOW))
+        y, x = min(y, max(0, rows.shape[1] - _WINDOW)), min(x, max(0, rows.shape[2] - _WINDOW))
         found.append(object_diameters(rows.window(slice(y, y + _WINDOW), slice(x, x + _WINDOW))))
     diameters = np.concatenate(found) if found else np.zeros(0)
     return typical_diameter(diameters) if len(diameters) else None
-
-
-def sampling(size: int, resized: int, start: int, stop: int) -> tuple[int, int, Any]:
-    """Linear interpolation along an axis, smoothing where it shrinks, for a stretch of the resized axis.
-
-    The weights are those of `torch.nn.functional.interpolate` (``antialias=True``, ``align_corners=False``) in its own
-    single precision, so that a part of an image is resized to what that part of the resized image is.
-
-    Parameters
-    ----------
-    size, resized : int
-        Of the axis before and after.
-    start, stop : int
-        Of the axis after.
-
-    Returns
-    -------
-    first, last : int
-        Stretch of the axis before that is needed.
-    weights : (stop - start, last - first) sparse float32 array
-        Times what is there gives what is wanted.
-    """
-    scale = np.float32(size) / np.float32(resized)
-    support = scale if scale >= 1 else np.float32(1)
-    inverse = np.float32(1 / np.float64(scale)) if scale >= 1 else np.float32(1)
-    centre = (np.float64(scale) * (np.arange(start, stop) + 0.5)).astype(np.float32)
-    low = np.maximum(((centre - support).astype(np.float64) + 0.5).astype(np.int64), 0)
-    count = np.minimum(((centre + support).astype(np.float64) + 0.5).astype(np.int64), size) - low
-    count = np.clip(count, 0, 2 * int(np.ceil(support)) + 1)
-    taps = np.arange(count.max())
-    index = low[:, None] + taps
-    at = ((index.astype(np.float32) - centre[:, None]).astype(np.float64) + 0.5) * inverse
-    weights = np.maximum(1 - np.abs(at.astype(np.float32)), np.float32(0)).astype(np.float32)
-    weights[taps >= count[:, None]] = 0
-    total = np.zeros(len(weights), np.float32)
-    for column in weights.T:
-        total += column
-    weights /= total[:, None]
-    used = taps < count[:, None]
-    first, last = int(low.min()), int((low + count).max())
-    pointers = np.concatenate([[0], np.cumsum(count)])
-    matrix = sparse.csr_array((weights[used], index[used] - first, pointers), shape=(stop - start, last - first))
-    return first, last, matrix
-
-
-def resized_part(part: NDArray[np.float32], down: Any, across: Any) -> NDArray[np.float32]:
-    """A part (y, x) of an image resized by the weights of `sampling` along y and x."""
-    wide = np.ascontiguousarray((across @ np.ascontiguousarray(part.T)).T)
-    return np.asarray(down @ wide, dtype=np.float32)
-
-
-class Rescaled:
-    """An image as its network sees it, computed when rows of it are asked for: (1, y', x') float32.
-
-    Parameters
-    ----------
-    rows : SlideRows
-        The image.
-    shape : tuple of 2 ints
-        What it is rescaled to.
-    low, high : float
-        Grey levels that become 0 and 1.
-    """
-
-    dtype = np.dtype(np.float32)
-    ndim = 3
-
-    def __init__(self, rows: SlideRows, shape: tuple[int, int], low: float, high: float) -> None:
-        self.rows, self.shape, self.low, self.high = rows, (1, *shape), low, high
-        self._low, self._range = np.float32(low), np.float32(max(float(high - low), 1e-6))
-        self._across = sampling(rows.shape[1], shape[1], 0, shape[1])[2]
-
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
-        _, rows, columns = (*key, slice(None), slice(None))[:3]
-        start, stop, _ = rows.indices(self.shape[1])
-        first, last, down = sampling(self.rows.shape[0], self.shape[1], start, stop)
-        normal = (self.rows(first, last) - self._low) / self._range
-        return resized_part(normal, down, self._across)[None, :, columns]
