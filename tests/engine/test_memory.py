@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from napari_medai.engine.memory import Setting, is_out_of_memory, smaller, smaller_tile
-from napari_medai.engine.planning import Cost, Room, make_plan
+from napari_medai.engine.planning import SMALL_MB, Cost, Made, Room, make_plan
 from napari_medai.engine.tiling import plan_tiles
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -71,9 +71,9 @@ def test_tiles_do_not_become_all_border():
 def test_a_gpu_that_shares_the_machines_memory_is_planned_as_the_machine_is():
     tiles = plan_tiles((96, 96, 96), (64, 64, 64), 0.5, 8)
     setting = Setting(torch.device("mps"), (64, 64, 64), 4, keep="device")
-    cost = Cost((64, 64, 64), 1, 2, host_mb=20.0, device_mb=0.0, seconds=1.0)
-    plan = make_plan(setting, tiles, 0, cost, 0.0, Room(held_mb=300.0, limit_mb=2000.0), "float32")
+    cost = Cost((64, 64, 64), 1, 2, held_mb=300.0, host_mb=20.0, seconds=1.0)
+    plan = make_plan(setting, tiles, 0, cost, Made(), Room(held_mb=300.0, limit_mb=2000.0), "float32")
     assert plan.fits
     assert plan.device_mb == 0
-    # what is held, four tiles at once, and the sums of 2 channels in 64 planes of 96 x 96
-    assert plan.host_mb == pytest.approx(300 + 80 + 4.5)
+    # what is held, four tiles at once, the sums of 2 channels in 64 planes of 96 x 96, a remembered tile of one value
+    assert plan.host_mb == pytest.approx(300 + SMALL_MB + 80 + 4.5 + 2)

@@ -13,7 +13,7 @@ import napari_medai as medai
 from napari_medai.core.geometry import scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine import network
+from napari_medai.engine.sink import LabelSink
 from napari_medai.models import load, probe
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
@@ -166,11 +166,17 @@ def test_another_description_of_the_same_weights_is_begun_anew(model, tmp_path):
 
 
 def test_labels_that_lie_in_a_folder_are_no_part_of_the_plan(model, tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(network, "after_mb", lambda *given: sizes.append(given[-1]) or 0.0)
+    plain, kept = LabelSink.made, []
+
+    def made(sink, channels):
+        found = plain(sink, channels)
+        kept.append(found.kept_mb)
+        return found
+
+    monkeypatch.setattr(LabelSink, "made", made)
     medai.segment(scan(), model, device="cpu")
     medai.segment(scan(), model, progress=Watching(store=tmp_path / "labels"), device="cpu")
-    assert sizes == [2, 0]
+    assert kept == [scan().numpy().size * 2 / 2**20, 0]
 
 
 def test_little_memory_takes_lighter_ways_and_finds_the_same(model):

@@ -22,7 +22,9 @@ background.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +39,12 @@ from napari_medai.engine.labelling import activated, decided, decision, largest_
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.planes import Planes as Lazy
 from napari_medai.engine.planes import pieces_of
-from napari_medai.engine.planning import room
+from napari_medai.engine.planning import Made
 from napari_medai.engine.prepare import Prepared, prepare
 from napari_medai.engine.results import SliceScores
-from napari_medai.engine.sink import LabelSink, after_mb
+from napari_medai.engine.sink import LabelSink
 from napari_medai.engine.slabs import Decide
+from napari_medai.engine.sweep import PIECE_BYTES
 from napari_medai.models.spec import Label
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 MOST_SCORE_BYTES = 2**31
 # Another axis than the first is swept along where it is so much longer: less is held
 _LONGER = 1.3
+_MIB = 2**20
 # Logit of what is not looked at; planes of it that are made at once
 _SURE, _FILLED = 20.0, 8
 OUTPUTS = ("softmax", "sigmoid", "probabilities", "values")
@@ -158,14 +162,19 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
             count = min(_FILLED, stop - sink.next)
             sink.take(sink.next, np.full((channels, count, *around), ground, np.float32))
 
-    def after(channels: int) -> float:
-        return after_mb(shape, oriented, axis, channels, sink.held_bytes)
+    def made(channels: int) -> Made:
+        whole = sink.made(channels)
+        if not cropped:
+            return whole
+        part = channels * prod(n.stop - n.start for m, n in enumerate(box) if m != axis) * 4
+        planes = max(1, PIECE_BYTES // part)  # of a slab, which are made as large as the image
+        return replace(whole, taking_mb=whole.taking_mb + planes * channels * prod(around) * 4 / _MIB)
 
     try:
         if not sink.complete:
             begin = min(max(0, sink.begin - low), high - low - 1)
             empty = run.spec.tiling.empty if output != "sigmoid" else None  # compared by the largest class
-            run.stream(pixels, take, network, axis=axis, begin=begin, after=after, empty=empty, **how)
+            run.stream(pixels, take, network, axis=axis, begin=begin, made=made, empty=empty, **how)
     except BaseException:
         sink.abandon()
         raise
@@ -242,9 +251,7 @@ def ready_scores(ready: Prepared, run: Run) -> bool:
 
 
 def _ready(volume: Volume, run: Run) -> tuple[Prepared, nn.Module]:
-    spec = run.spec
-    now = room(run.device, float(run.params.memory))
-    free = max(0.0, now.limit_mb - now.held_mb)
+    spec, free = run.spec, run.room().free_mb
     ready = prepare(volume, spec.prepare, note=run.note, orientation=spec.accepts.orientation, free_mb=free)
     return ready, run.network(fast=True)
 

@@ -1,7 +1,7 @@
 """Plan a run: from one tile that was measured, what the whole image takes, and the way to run that fits.
 
-Predicted is the peak resident size of the process (and of the accelerator): what it holds after the first tile, the
-sums of overlapping tiles, one pass, and what is made of the scores. docs/engine.md says how near that comes.
+Predicted is the peak resident size of the process (and of the accelerator): what it holds between two tiles, the sums
+of overlapping tiles, one pass, and what is made of the scores. docs/engine.md says how near that comes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ _MIB = 2**20
 _BYTES = {"float32": 4, "float16": 2}
 # Share of what is free that a plan may take: other programs and the allocator want some
 USABLE = 0.92
+# Weights, winners, indices, stacks of threads: what goes by in small pieces
+SMALL_MB = 20.0
+# The output of the last tile of one value alone is remembered up to so many bytes, see `predict`
+REMEMBERED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,12 @@ class Cost:
         Tiles in it.
     channels : int
         Of the output.
+    held_mb, held_device_mb : float
+        What the process, and what torch on the accelerator, holds between two passes, MiB.
     host_mb, device_mb : float
-        Memory above what was held before, MiB, the output included.
+        What a pass takes above that, the output included.
+    reading_mb : float
+        What reading the next row of tiles takes above that.
     seconds : float
         Wall time.
     """
@@ -46,13 +54,38 @@ class Cost:
     tile: tuple[int, ...]
     batch: int
     channels: int
+    held_mb: float
     host_mb: float
-    device_mb: float
     seconds: float
+    reading_mb: float = 0.0
+    held_device_mb: float = 0.0
+    device_mb: float = 0.0
 
     def scaled(self, tile: Sequence[int], batch: int) -> float:
         """How many times as large a pass of another tile and batch is."""
         return prod(tile) * batch / (prod(self.tile) * self.batch)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is made of the scores, MiB of the machine's memory.
+
+    Attributes
+    ----------
+    kept_mb : float
+        Grows with the run and stays: labels, or all scores.
+    between_mb : float
+        Held from one slab of scores to the next.
+    taking_mb : float
+        Taken for a moment, while a slab of scores is taken.
+    finishing_mb : float
+        Taken for a moment when all is found, and neither sums nor a pass are there any more.
+    """
+
+    kept_mb: float = 0.0
+    between_mb: float = 0.0
+    taking_mb: float = 0.0
+    finishing_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,11 @@ class Room:
     held_device_mb: float = 0.0
     limit_device_mb: float = 0.0
 
+    @property
+    def free_mb(self) -> float:
+        """What may still be taken of the machine's memory."""
+        return max(0.0, self.limit_mb - self.held_mb)
+
 
 def room(device: torch.device, most_mb: float = 0.0) -> Room:
     """What there is now; with ``most_mb`` the process is to stay below that."""
@@ -86,9 +124,7 @@ def room(device: torch.device, most_mb: float = 0.0) -> Room:
     return Room(held, limit, on_device, reserved + USABLE * free_memory_mb(device))
 
 
-def predict_memory(
-    setting: Setting, tiles: TilePlan, axis: int, cost: Cost, after_mb: float, now: Room
-) -> tuple[float, float]:
+def predict_memory(setting: Setting, tiles: TilePlan, axis: int, cost: Cost, made: Made) -> tuple[float, float]:
     """Peak memory of a run in MiB: of the process, and of the accelerator.
 
     Parameters
@@ -101,30 +137,34 @@ def predict_memory(
         Along which rows of tiles follow each other.
     cost : Cost
         Of a pass on the same device.
-    after_mb : float
-        What is made of the scores: labels, or the whole output.
-    now : Room
-        What is held.
+    made : Made
+        What becomes of the scores.
     """
     cross = prod(n for m, n in enumerate(tiles.shape) if m != axis)
     depth = min(tiles.shape[axis], tiles.tile[axis])
-    sums = 0.0 if len(tiles) == 1 else cost.channels * depth * cross * _BYTES[setting.sums] / _MIB
+    row = cost.channels * depth * cross / _MIB
+    # a single tile is handed over as it is
+    sums = 0.0 if len(tiles) == 1 else row * _BYTES[setting.sums]
+    if tiles.counted:
+        sums += depth * cross * 4 / _MIB
+    one = cost.channels * prod(tiles.tile) * 4 / _MIB
+    remembered = one if one * _MIB <= REMEMBERED_BYTES and len(tiles) > 1 else 0.0
     share = cost.scaled(tiles.tile, setting.batch)
-    output = cost.channels * prod(tiles.tile) * setting.batch * 4 / _MIB
-    piece = min(PIECE_BYTES / _MIB, cost.channels * depth * cross * 4 / _MIB)
-    on_device = 0.0
-    host = now.held_mb + after_mb
+    piece = min(PIECE_BYTES / _MIB, row * 4)
     own = setting.device.type == "cuda"  # Apple's GPUs share the machine's memory
     if own:
-        on_device = now.held_device_mb + share * cost.device_mb
-        host += max(output, piece)
+        there = sums if setting.keep == "device" else 0.0
+        on_device = cost.held_device_mb + there + remembered + share * cost.device_mb
+        busy = max(cost.host_mb + one, cost.reading_mb, piece + made.taking_mb)
     else:
-        host += max(share * cost.host_mb, piece)
-    if own and setting.keep == "device":
-        on_device += sums
-    elif setting.keep != "disk":
-        host += sums
-    return host, on_device
+        on_device = 0.0
+        # while a slab is taken, the output that completed it is there
+        busy = max(share * cost.host_mb, cost.reading_mb, one * setting.batch + made.taking_mb) + remembered
+    if setting.keep == "disk":
+        busy += min(sums, PIECE_BYTES / _MIB)
+    elif setting.keep == "host" or not own:
+        busy += sums
+    return cost.held_mb + SMALL_MB + made.kept_mb + max(busy + made.between_mb, made.finishing_mb), on_device
 
 
 def make_plan(
@@ -132,14 +172,12 @@ def make_plan(
     tiles: TilePlan,
     axis: int,
     cost: Cost,
-    after_mb: float,
+    made: Made,
     now: Room,
     precision: str,
-    so_far_mb: float = 0.0,
 ) -> Plan:
-    """The plan of a run; ``so_far_mb`` is the process's peak until now; see `predict_memory` for the others."""
-    host, on_device = predict_memory(setting, tiles, axis, cost, after_mb, now)
-    host = max(host, so_far_mb)
+    """The plan of a run; see `predict_memory`."""
+    host, on_device = predict_memory(setting, tiles, axis, cost, made)
     fits = host <= now.limit_mb and on_device <= now.limit_device_mb + 1e-6
     advice = ""
     if not fits:

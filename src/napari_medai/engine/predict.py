@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from napari_medai.core.errors import ModelError
 from napari_medai.core.stage import Progress
+from napari_medai.engine.device import release_host_memory
 from napari_medai.engine.memory import Setting, is_out_of_memory
-from napari_medai.engine.peak import Peak
-from napari_medai.engine.planning import Cost
+from napari_medai.engine.peak import Peak, resident_mb
+from napari_medai.engine.planning import REMEMBERED_BYTES, Cost
 from napari_medai.engine.sweep import Sweep
 from napari_medai.engine.tiling import Tile, TilePlan
 
@@ -30,8 +31,6 @@ Known = MutableMapping[Tile, torch.Tensor]
 HALF = {"float16 (autocast)": torch.float16, "bfloat16 (autocast)": torch.bfloat16}
 # Half precision is kept if so large a share of the first tile's voxels gets the same label as in float32
 AGREEMENT = 0.999
-# Outputs of tiles of one value alone are remembered up to so many bytes
-_REMEMBERED_BYTES = 2**27
 _MIB = 2**20
 
 
@@ -132,39 +131,55 @@ def predict(
     ground = Ground(empty, network, observer)
     observer.progress.check()
     for batch in _ahead(_batches(rows, sweep, setting.batch, known, ground), setting.device):
-        # of tiles with the same one value only the first is asked for
-        asked: dict[tuple[float, ...] | int, int] = {}
-        for n, one in enumerate(batch):
-            if one.tile not in known and one.value not in flat:
-                asked.setdefault(one.value or n, n)
-        out: torch.Tensor | None = None
-        with torch.inference_mode():
-            if asked:
-                cuts = [batch[n] for n in asked.values()]
-                # what stands for a dark tile is asked for in its place
-                filled = [np.broadcast_to(_column(c), c.pixels.shape) if c.value else c.pixels for c in cuts]
-                pixels = _stacked(filled, setting.device)
-                out = forward(network, pixels, observer)
-            place = {key: at for at, key in enumerate(asked)}
-            passed = len(asked)
-            for n, one in enumerate(batch):
-                if one.tile in known:
-                    values = known.pop(one.tile)
-                    passed += 1
-                elif one.value in flat:
-                    values = flat[one.value]
-                else:
-                    assert out is not None
-                    values = out[place[one.value or n]]
-                    if one.dark is not None:
-                        ground.compare(one.dark, pixels[place[n]], values)
-                    if one.value and (1 + len(flat)) * values.nbytes <= _REMEMBERED_BYTES:
-                        flat[one.value] = values.clone()
-                sweep.add(one.tile, values)
-        out = None
+        # a function of its own: what it made is gone before the next pass
+        observer.tile_done(_add(batch, network, sweep, setting.device, observer, known, flat, ground))
         done += len(batch)
-        observer.tile_done(passed)
         observer.progress.update(done, total, f"tile {done} of {total}")
+
+
+def _add(
+    batch: list[_Cut],
+    network: Network,
+    sweep: Sweep,
+    device: torch.device,
+    observer: Observer,
+    known: Known,
+    flat: dict[tuple[float, ...], torch.Tensor],
+    ground: Ground,
+) -> int:
+    """Add a batch of tiles to the sweep; how many outputs the network made for it, those known before too."""
+    remembered = dict(flat)
+    # of tiles with the same one value only the first is asked for
+    asked: dict[tuple[float, ...] | int, int] = {}
+    for n, one in enumerate(batch):
+        if one.tile not in known and one.value not in remembered:
+            asked.setdefault(one.value or n, n)
+    place = {key: at for at, key in enumerate(asked)}
+    passed = len(asked)
+    with torch.inference_mode():
+        if asked:
+            cuts = [batch[n] for n in asked.values()]
+            # what stands for a dark tile is asked for in its place
+            filled = [np.broadcast_to(_column(c), c.pixels.shape) if c.value else c.pixels for c in cuts]
+            pixels = _stacked(filled, device)
+            if any(c.dark is not None for c in cuts):
+                ground.ask(pixels[0])
+            out = forward(network, pixels, observer)
+        for n, one in enumerate(batch):
+            if one.tile in known:
+                values = known.pop(one.tile)
+                passed += 1
+            elif one.value in remembered:
+                values = remembered[one.value]
+            else:
+                values = out[place[one.value or n]]
+                if one.dark is not None:
+                    ground.compare(one.dark, values)
+                if one.value and values.nbytes <= REMEMBERED_BYTES:
+                    flat.clear()
+                    flat[one.value] = values.clone()
+            sweep.add(one.tile, values)
+    return passed
 
 
 def first_pass(rows: Rows, network: Network, sweep: Sweep, setting: Setting, observer: Observer) -> tuple[Known, Cost]:
@@ -177,26 +192,36 @@ def first_pass(rows: Rows, network: Network, sweep: Sweep, setting: Setting, obs
     """
     observer.progress.check()
     tile = next(iter(sweep))
-    device = setting.device
+    device, cuda = setting.device, setting.device.type == "cuda"
+    # what earlier work freed and the C library keeps would hide what this takes
+    release_host_memory()
     with torch.inference_mode():
+        peak = Peak()
         pixels = _stacked([rows.cut(tile)], device)
-        if device.type == "cuda":
+        reading = peak.close() - resident_mb()
+        if cuda:
             torch.cuda.synchronize(device)
-            before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
         peak = Peak()
         began = time.perf_counter()
         try:
             out = forward(network, pixels, observer)
-            if device.type == "cuda":
+            if cuda:
                 torch.cuda.synchronize(device)
         finally:
-            host = peak.close() - peak.before
-        seconds, on_device = time.perf_counter() - began, 0.0
-        if device.type == "cuda":
-            on_device = (torch.cuda.max_memory_allocated(device) - before) / _MIB
+            highest = peak.close()
+        seconds = time.perf_counter() - began
+        highest_on_device = torch.cuda.max_memory_allocated(device) / _MIB if cuda else 0.0
         out = _agreed(network, pixels, out, observer)
-    cost = Cost(tuple(pixels.shape[2:]), 1, out.shape[1], max(host, out.nbytes / _MIB), on_device, seconds)
+    release_host_memory()
+    output = out.nbytes / _MIB
+    held = resident_mb() - (0.0 if cuda else output)
+    held_on_device = torch.cuda.memory_allocated(device) / _MIB - output if cuda else 0.0
+    cost = Cost(
+        tile=tuple(pixels.shape[2:]), batch=1, channels=out.shape[1], held_mb=held, reading_mb=max(reading, 0.0),
+        host_mb=max(highest - held, 0.0 if cuda else output), seconds=seconds,
+        held_device_mb=held_on_device, device_mb=highest_on_device - held_on_device if cuda else 0.0,
+    )  # fmt: skip
     return {tile: out[0]}, cost
 
 
@@ -291,14 +316,18 @@ class Ground:
         """The value that a dark tile is taken to have throughout; empty if brighter ones were not compared yet."""
         return (float(self._empty or 0.0),) * len(pixels) if brightness <= self._level else ()
 
-    def compare(self, brightness: float, pixels: torch.Tensor, values: torch.Tensor) -> None:
-        """Look whether a dark tile's labels are those of a tile of one value alone."""
-        if self._empty is None:
+    def ask(self, like: torch.Tensor) -> None:
+        """Ask the network, once, for the labels of a tile (C, \\*tile) of one value alone."""
+        if self._empty is None or self._labels is not None:
             return
-        if self._labels is None:
-            flat = torch.full_like(pixels[None], self._empty)
-            self._labels = _labels(forward(self._network, flat, self._observer)[0])
-            self._observer.tile_done(1)
+        flat = torch.full_like(like[None], self._empty)
+        self._labels = _labels(forward(self._network, flat, self._observer)[0])
+        self._observer.tile_done(1)
+
+    def compare(self, brightness: float, values: torch.Tensor) -> None:
+        """Look whether a dark tile's labels are those of a tile of one value alone."""
+        if self._empty is None or self._labels is None:
+            return
         if torch.equal(_labels(values), self._labels):
             self._level = max(self._level, brightness)
             return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from napari_medai.engine.faster import faster
 from napari_medai.engine.isolated_limits import inside
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.peak import RunMemory
-from napari_medai.engine.streaming import stream
+from napari_medai.engine.planning import Made, Room, room
+from napari_medai.engine.streaming import Asked, Cutting, stream
 from napari_medai.engine.sweep import Take
 from napari_medai.engine.weights import forget, load_network
 from napari_medai.models.spec import Model, ModelSpec
@@ -115,6 +116,10 @@ class Run:
             )
         return self.model.grant is not None and not inside()
 
+    def room(self) -> Room:
+        """What there is of memory now, and what the run may take of it."""
+        return room(self.device, float(self.params.memory))
+
     def note(self, message: str) -> None:
         """Keep in the record, and tell the user, what was done in their place; once for each message."""
         if message not in self.notes:
@@ -152,16 +157,7 @@ class Run:
         return loader(self.device)
 
     def predict(
-        self,
-        array: NDArray[np.float32],
-        network: nn.Module | Callable[[torch.Tensor], torch.Tensor] | None = None,
-        *,
-        multiple: int | Sequence[int] | None = None,
-        tile: Sequence[int] = (),
-        overlap: float | None = None,
-        halo: int | Sequence[int] | None = None,
-        batch: int = 0,
-        empty: float | None = None,
+        self, array: NDArray[np.float32], network: Asked | None = None, **cutting: Unpack[Cutting]
     ) -> NDArray[np.float32]:
         """Run a network over an image of any size: tiles, blended without seams.
 
@@ -171,19 +167,8 @@ class Run:
             Prepared pixels.
         network : module or function, optional
             (B, C, \\*tile) -> (B, K, \\*tile). Default: the model's.
-        multiple : int or sequence of int, optional
-            The network's total stride. Default: the description's. A network that needs one fixed size has that
-            size as its multiple.
-        tile : sequence of int, optional
-            Default: the user's, else the description's, else `streaming.DEFAULT_TILE`.
-        overlap : float, optional
-            Default: the description's.
-        halo : int or sequence of int, optional
-            Reach of the network in voxels, see `plan_tiles`. Default: the description's.
-        batch : int
-            Default: the user's, else 1 on the CPU and by size on an accelerator.
-        empty : float, optional
-            As `stream`.
+        **cutting
+            See `Cutting`.
 
         Returns
         -------
@@ -206,10 +191,10 @@ class Run:
                 whole = np.empty((len(scores), *array.shape[1:]), np.float32)
             whole[:, first : first + scores.shape[1]] = scores
 
-        self.stream(
-            array, take, network, after=lambda channels: channels * prod(array.shape[1:]) * 4 / _MIB,
-            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch, empty=empty,
-        )  # fmt: skip
+        def made(channels: int) -> Made:
+            return Made(kept_mb=channels * prod(array.shape[1:]) * 4 / _MIB)
+
+        self.stream(array, take, network, made=made, **cutting)
         if whole is None:
             raise ModelError(f"An image of {' x '.join(map(str, array.shape))} has no voxel to predict.")
         return whole
@@ -218,17 +203,12 @@ class Run:
         self,
         array: Any,
         take: Take,
-        network: nn.Module | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        network: Asked | None = None,
         *,
         axis: int = 0,
         begin: int = 0,
-        after: Callable[[int], float] = lambda channels: 0.0,
-        multiple: int | Sequence[int] | None = None,
-        tile: Sequence[int] = (),
-        overlap: float | None = None,
-        halo: int | Sequence[int] | None = None,
-        batch: int = 0,
-        empty: float | None = None,
+        made: Callable[[int], Made] = lambda channels: Made(),
+        **cutting: Unpack[Cutting],
     ) -> None:
         """Run a network over an image and hand its scores over plane by plane, as soon as they are final.
 
@@ -241,27 +221,23 @@ class Run:
         take : callable
             ``take(first, scores)``: planes ``first``, ``first + 1``, … along ``axis``, which comes first among the axes
             of space: (K, planes, \\*rest), valid only during the call.
-        network, multiple, tile, overlap, halo, batch
+        network
             As `predict`.
         axis : int
             Along which planes are handed over. Default 0.
         begin : int
             First plane that is wanted. Default 0.
-        after : callable
-            What ``take`` and its like make of so many channels, MiB, for the plan.
-        empty : float, optional
-            Tiles in which no pixel is above this are background; see `Tiling.empty`. Default: no tile is.
+        made : callable
+            What ``take`` and its like make of so many channels, for the plan.
+        **cutting
+            See `Cutting`.
 
         Raises
         ------
         ModelError, DeviceError, Cancelled
             As `predict`.
         """
-        stream(
-            self, array, take, network, axis=axis, begin=begin, after=after,
-            multiple=multiple, tile=tile, overlap=overlap, halo=halo, batch=batch,
-            empty=empty,
-        )  # fmt: skip
+        stream(self, array, take, network, cutting, axis=axis, begin=begin, made=made)
 
     def provenance(self) -> Provenance:
         """The record of the run so far."""
@@ -328,6 +304,7 @@ def start(
     try:
         yield run
     except torch.AcceleratorError as error:
+        forget()  # what is kept warm is gone with it
         raise DeviceError(
             f"The {run.device.type} device stopped during {stage}: {str(error).partition(chr(10))[0]}. "
             "Choose another device, or start the program again."
@@ -340,7 +317,8 @@ def start(
         ) from None
     finally:
         run.memory.close()
-        release_memory(first)
+        with suppress(torch.AcceleratorError):  # of a device that stopped
+            release_memory(first)
 
 
 def _version(name: str) -> str:

@@ -39,8 +39,17 @@ class Scratch:
     """
 
     def __init__(self, size: float, what: str) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_roomy(size, what)))
+        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=roomy(size, what)))
         self._remove = weakref.finalize(self, _remove, self.path, lock(self.path))
+        _OWN[self.path] = self
+
+
+_OWN: weakref.WeakValueDictionary[Path, Scratch] = weakref.WeakValueDictionary()
+
+
+def owner(path: Path) -> Scratch | None:
+    """The temporary folder of this program that a path lies in."""
+    return next((scratch for folder, scratch in list(_OWN.items()) if path.is_relative_to(folder)), None)
 
 
 def _remove(path: Path, descriptor: int) -> None:
@@ -48,7 +57,7 @@ def _remove(path: Path, descriptor: int) -> None:
     unlock(descriptor)
 
 
-def _roomy(size: float, what: str) -> Path:
+def roomy(size: float, what: str) -> Path:
     """A folder for temporary files on a disk (not in memory) that has room."""
     import platformdirs
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from napari_medai.core.geometry import Reorientation
-from napari_medai.engine.planning import room
+from napari_medai.engine.fingerprint import fingerprint
+from napari_medai.engine.planning import Made
 from napari_medai.engine.prepare import turn
 from napari_medai.engine.slabs import Decide, How, Undo
-from napari_medai.engine.store import Store, ZarrStore, choose_store, fingerprint
+from napari_medai.engine.store import Store, choose_store
+from napari_medai.engine.sweep import PIECE_BYTES
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -77,20 +78,19 @@ class LabelSink:
         how: How | Sequence[How] = "linear",
     ) -> None:
         self._run, self._axis, self._turned, self._decide = run, axis, turned, decide
+        self._on_image = on_image
         self._oriented = tuple(oriented)
         ways: tuple[How, ...] = (how,) * len(shape) if isinstance(how, str) else tuple(how)
         self._store_axis = turned.order[axis] if turned is not None else axis
         image = run.volume.spatial_shape if on_image else tuple(oriented)
         # a folder holds the labels of one image, not of a series
         path = run.progress.store if on_image and "t" not in run.volume.axes else None
-        self._on_image = on_image
-        free = room(run.device, float(run.params.memory))
         self.store: Store = choose_store(
             image,
             dtype,
             path,
             identity(run) if path is not None else None,
-            _LABELS_SHARE * max(0.0, free.limit_mb - free.held_mb),
+            _LABELS_SHARE * run.room().free_mb,
             run.note,
             sweep=self._store_axis,
         )
@@ -107,10 +107,12 @@ class LabelSink:
         """Plane of scores that is to come next."""
         return self.begin if self._undo is None else self._undo.next
 
-    @property
-    def held_bytes(self) -> int:
-        """What a voxel's label takes of memory: nothing where labels lie in a folder."""
-        return 0 if isinstance(self.store, ZarrStore) else self.store.dtype.itemsize
+    def made(self, channels: int) -> Made:
+        """What it takes of memory for so many channels of scores."""
+        between, taking = self._make_undo(self._decide(channels)).memory()
+        # of two classes the difference is looked at
+        taking += PIECE_BYTES // 2 if channels == 2 else 0
+        return Made(self.store.held_bytes / _MIB, between / _MIB, taking / _MIB)
 
     @property
     def complete(self) -> bool:
@@ -155,12 +157,6 @@ class LabelSink:
     def abandon(self) -> None:
         """Keep what is finished for a later run; called when this one ends early."""
         self.store.close(complete=False)
-
-
-def after_mb(shape: Sequence[int], image: Sequence[int], axis: int, channels: int, labels_bytes: int) -> float:
-    """Memory that a sink takes, MiB: labels, and the planes of scores between two slabs with their winners."""
-    cross = prod(n for m, n in enumerate(shape) if m != axis)
-    return (prod(image) * labels_bytes + 2 * channels * cross * 4) / _MIB
 
 
 def identity(run: Run) -> dict[str, str]:

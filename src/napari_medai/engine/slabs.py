@@ -148,6 +148,17 @@ class Undo:
             yield first, self._labels(first, stop)
         self._keep()
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that it holds between two slabs at most, and that it takes for a moment while it is given one."""
+        channels = len(self.decide.values)
+        channels = 1 if channels == 2 and self.decide.kind == "argmax" else channels
+        taps = self._first.index.shape[1]
+        planes = 0 if self.shape[0] == self.out_shape[0] else min(self.shape[0], taps + 1)
+        held = planes * channels * self._plane * 4
+        points = taps * self._rows.index.shape[1] * self._columns.index.shape[1] * _POINTS
+        between = 2 * 4 * channels * min(points, (taps + 1) * self._plane)
+        return held, held + (between if self.shape != self.out_shape else 0)
+
     def finish(self) -> None:
         """Say that no slab is left.
 
@@ -168,15 +179,13 @@ class Undo:
         """Copy the planes that are still needed, and let go of the rest."""
         needed = self.first_needed(self._done)
         held = [
-            (max(first, needed), scores[:, max(0, needed - first) :].copy(), winners[max(0, needed - first) :])
+            (max(first, needed), scores[:, max(0, needed - first) :], winners[max(0, needed - first) :])
             for first, scores, winners in self._held
             if first + scores.shape[1] > needed
         ]
-        if len(held) > 1:
-            scores, winners = (
-                np.concatenate(parts, axis=n) for n, parts in ((1, [h[1] for h in held]), (0, [h[2] for h in held]))
-            )
-            held = [(held[0][0], scores, winners)]
+        if held:  # a new array, also of one part: the slab is written over
+            scores = np.concatenate([part for _, part, _ in held], axis=1)
+            held = [(held[0][0], scores, np.concatenate([part for _, _, part in held]))]
         self._held = held
 
     def _winners(self, scores: NDArray[Any]) -> NDArray[Any]:

@@ -35,6 +35,8 @@ class Store(Protocol):
         Planes along the sweep that are done, those of an earlier run too.
     array : array
         What was written so far, zero elsewhere: numpy or Zarr; every index reads anew.
+    held_bytes : int
+        What it takes of memory once everything is written.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +47,9 @@ class Store(Protocol):
 
     @property
     def array(self) -> Any: ...
+
+    @property
+    def held_bytes(self) -> int: ...
 
     def write(self, where: tuple[slice, ...], labels: NDArray[Any]) -> None:
         """Put labels into a region; slices have no steps, axes left out at the end are whole."""
@@ -66,6 +71,7 @@ class MemoryStore:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.finished = 0
         self.array: NDArray[Any] = np.zeros(self.shape, self.dtype)
+        self.held_bytes = self.array.nbytes
 
     def write(self, where: tuple[slice, ...], labels: NDArray[Any]) -> None:
         """See `Store.write`."""

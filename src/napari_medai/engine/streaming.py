@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -15,68 +15,105 @@ from napari_medai.core.plan import Accumulator
 from napari_medai.engine.device import release_memory
 from napari_medai.engine.faster import Compiled, compiled
 from napari_medai.engine.memory import Setting, is_out_of_memory, size_text, smaller
-from napari_medai.engine.planning import Cost, make_plan, next_that_may_fit, room
+from napari_medai.engine.planning import Cost, Made, make_plan, next_that_may_fit
 from napari_medai.engine.predict import Known, Rows, first_pass, predict
 from napari_medai.engine.sweep import Sweep, Take
-from napari_medai.engine.tiling import TilePlan, plan_tiles
+from napari_medai.engine.tiling import Places, TilePlan, plan_tiles
 from napari_medai.engine.weights import forget
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
 
+# A network, or what stands for one: (B, C, \*tile) -> (B, K, \*tile)
+Asked = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 # Edge of a tile where neither the user nor the model says one: a few hundred MB for a U-Net
 DEFAULT_TILE = {1: 16384, 2: 512, 3: 96}
 # Voxels per forward pass of an accelerator: more brings no speed and needs memory
 VOXELS_PER_PASS = 2**21
 
 
+class Cutting(TypedDict, total=False):
+    """How an image is cut for a network; what is not said is as the model's description has it.
+
+    Attributes
+    ----------
+    multiple : int or sequence of int
+        The network's total stride. A network that needs one fixed size has that size as its multiple.
+    tile : sequence of int
+        Default: the user's, else the description's, else `DEFAULT_TILE`.
+    overlap : float
+        Share of a tile that it shares with its neighbour.
+    halo : int or sequence of int
+        Reach of the network in voxels, see `plan_tiles`.
+    batch : int
+        Default: the user's, else 1 on the CPU and by size on an accelerator.
+    empty : float or None
+        Tiles in which no pixel is above this are background; see `Tiling.empty`. Default: no tile is.
+    """
+
+    multiple: int | Sequence[int]
+    tile: Sequence[int]
+    overlap: float
+    halo: int | Sequence[int]
+    batch: int
+    empty: float | None
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """How an image of one shape is cut, whatever the tile: strides and reach along each axis."""
+
+    shape: tuple[int, ...]
+    overlap: float
+    steps: tuple[int, ...]
+    reach: tuple[int, ...]
+    places: Places
+
+    def plan(self, tile: Sequence[int]) -> TilePlan:
+        return plan_tiles(self.shape, tile, self.overlap, self.steps, self.reach, self.places)
+
+
 def stream(
     run: Run,
     array: Any,
     take: Take,
-    network: nn.Module | Callable[[torch.Tensor], torch.Tensor] | None,
+    network: Asked | None,
+    cutting: Cutting,
     *,
     axis: int,
     begin: int,
-    after: Callable[[int], float],
-    multiple: int | Sequence[int] | None,
-    tile: Sequence[int],
-    overlap: float | None,
-    halo: int | Sequence[int] | None,
-    batch: int,
-    empty: float | None,
+    made: Callable[[int], Made],
 ) -> None:
     """See `napari_medai.engine.run.Run.stream`."""
     ndim = len(array.shape) - 1
     tiling = run.spec.tiling
-    multiple = tiling.multiple if multiple is None else multiple
+    multiple, halo = cutting.get("multiple", tiling.multiple), cutting.get("halo", tiling.halo)
     steps = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
-    overlap = tiling.overlap if overlap is None else overlap
-    halo = tiling.halo if halo is None else halo
     reach = (halo,) * ndim if isinstance(halo, int) else tuple(halo)
-    edges = tuple(tile) or _tile(run, ndim)
+    cuts = _Cuts(tuple(array.shape[1:]), cutting.get("overlap", tiling.overlap), steps, reach, tiling.places)
     # the plan rounds and shrinks the tile; fallbacks begin from what is really used
-    tiles = plan_tiles(array.shape[1:], edges, overlap, steps, reach, tiling.places, tiling.blend)
+    tiles = cuts.plan(tuple(cutting.get("tile", ())) or _tile(run, ndim))
     _check_reach(tiles, reach)
     network = run.network(fast=True) if network is None else network
     keep: Accumulator = "host" if run.device.type == "cpu" else "device"
-    first = setting = Setting(run.device, tiles.tile, _batch(run, batch, tiles.tile), keep=keep)
+    first = setting = Setting(run.device, tiles.tile, _batch(run, cutting.get("batch", 0), tiles.tile), keep=keep)
     cost: Cost | None = None
     known: Known = {}
     while True:
         if setting.device != run.device:  # while the network was loaded
             first = setting = Setting(run.device, setting.tile, 1)
-        tiles = plan_tiles(array.shape[1:], setting.tile, overlap, steps, reach, tiling.places, tiling.blend)
+        tiles = cuts.plan(setting.tile)
         sweep = Sweep(tiles, take, axis=axis, begin=begin, sums=setting.sums, keep=setting.keep, device=run.device)
         rows = Rows(array, tiles, axis)
         try:
             if cost is None or cost.tile != tiles.tile:
+                known = {}  # of larger tiles
                 known, cost = first_pass(rows, network, sweep, setting, run)
-            lighter = _plan(run, setting, tiles, axis, cost, after(cost.channels), steps, reach)
+            lighter = _plan(run, setting, tiles, axis, cost, made(cost.channels), cuts)
             if lighter is None:
                 if isinstance(network, nn.Module) and not isinstance(network, Compiled):
                     network = compiled(network, run.device, len(sweep) // setting.batch, cost.seconds, run.note)
-                predict(rows, network, sweep, setting, run, known, empty)
+                predict(rows, network, sweep, setting, run, known, cutting.get("empty"))
                 return
             setting, note = lighter
             run.note(note)
@@ -84,9 +121,10 @@ def stream(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        finally:
+            sweep.close()  # also where somebody keeps the error, and with it what the frames hold
         # Outside of the except block, whose traceback holds the tensors of the failed pass
         begin, known = sweep.finished, {}
-        sweep.close()
         release_memory(run.device)
         following = smaller(setting, first, steps, reach)
         if following is None:
@@ -108,14 +146,7 @@ def stream(
 
 
 def _plan(
-    run: Run,
-    setting: Setting,
-    tiles: TilePlan,
-    axis: int,
-    cost: Cost,
-    after_mb: float,
-    steps: Sequence[int],
-    reach: Sequence[int],
+    run: Run, setting: Setting, tiles: TilePlan, axis: int, cost: Cost, made: Made, cuts: _Cuts
 ) -> tuple[Setting, str] | None:
     """Tell the plan; or the next way to run, if this one would not fit.
 
@@ -124,16 +155,22 @@ def _plan(
     DeviceError
         Nothing fits.
     """
-    now = room(run.device, float(run.params.memory))
-    after_mb *= run.frames  # what is made of all of them is held
-    plan = make_plan(setting, tiles, axis, cost, after_mb, now, run.precision, run.memory.host_mb())
-    plan = replace(plan, tiles=plan.tiles * run.frames, seconds=plan.seconds * run.frames)
-    lighter = None if plan.fits else next_that_may_fit(setting, plan, steps, reach)
+    if not run.planned:  # labels of all frames are kept; what those before took is held already
+        made = replace(made, kept_mb=made.kept_mb * run.frames)
+    plan = make_plan(setting, tiles, axis, cost, made, run.room(), run.precision)
+    lighter = None if plan.fits else next_that_may_fit(setting, plan, cuts.steps, cuts.reach)
     if lighter is not None:
         return lighter
     if not run.planned:
         run.planned = True
-        run.progress.planned(plan)
+        run.progress.planned(
+            replace(
+                plan,
+                tiles=plan.tiles * run.frames,
+                seconds=plan.seconds * run.frames,
+                host_mb=max(plan.host_mb, run.memory.host_mb()),
+            )
+        )
     if not plan.fits:
         raise DeviceError(f"This run does not fit into memory: {plan.advice}.")
     return None

@@ -8,6 +8,7 @@ cross-section, not channels x image.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from math import prod
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_medai.core.errors import ModelError
+from napari_medai.core.errors import ModelError, WriteError, reason_of
 from napari_medai.core.plan import Accumulator
 from napari_medai.engine.memory import Sums
+from napari_medai.engine.scratch import gib, roomy
 from napari_medai.engine.tiling import Tile, TilePlan
 
 # Told of final planes: the first one's number, and (K, planes, \*rest) scores, valid only during the call
 Take = Callable[[int, NDArray[np.floating]], None]
-
 
 # Of sums on disk so much is in memory at once
 _DISK_BYTES = 2**26
@@ -80,6 +81,7 @@ class Sweep:
         self._depth = min(line.size, line.tile)
         self._rest = tuple(a.size for n, a in enumerate(plan.axes) if n != axis)
         self._total: torch.Tensor | None = None
+        self._counts: torch.Tensor | None = None  # sums of weights, where those are not one
         self._file: _File | None = None
         self._left = self._in_row()
 
@@ -109,6 +111,11 @@ class Sweep:
             raise ModelError(
                 f"The network made {tuple(values.shape[1:])} out of a tile of {self.plan.tile}; they must agree."
             )
+        if len(self.plan) == 1:  # nothing is added up
+            _, part = self.plan.place(tile)
+            self._total = values[(slice(None), *part)].movedim(self.axis + 1, 1)
+            self._hand_over(tile[self.axis])
+            return
         if self._total is None:
             self._total = self._room(len(values))
         if len(values) != len(self._total):
@@ -134,14 +141,13 @@ class Sweep:
         inside, part = self.plan.place(tile)
         planes = inside[self.axis]
         rest = tuple(where for n, where in enumerate(inside) if n != self.axis)
-        weight = torch.ones((1,) * len(self.plan.axes))
-        for n, line in enumerate(self.plan.axes):
-            along = [1] * len(self.plan.axes)
-            along[n] = line.tile
-            weight = weight * torch.from_numpy(line.weights[tile[n]]).reshape(along)
-        weight = weight[part].movedim(self.axis, 0).to(self._device)
+        weight = torch.from_numpy(self.plan.weight(tile))[part].movedim(self.axis, 0).to(self._device)
+        if self.plan.counted:
+            if self._counts is None:
+                self._counts = torch.zeros((self._depth, *self._rest), device=self._device)
+            for ring, here in _in_ring(planes.start, planes.stop, self._depth):
+                self._counts[(ring, *rest)] += weight[here]
         values = values[(slice(None), *part)].movedim(self.axis + 1, 1).to(self._device)
-        single = len(self.plan) == 1
         if self._sums == "float16" and float(values.abs().max()) > _LARGEST_HALF:
             raise ModelError(
                 f"The network gave values up to {float(values.abs().max()):.3g}, and there is memory for sums in half "
@@ -154,10 +160,7 @@ class Sweep:
             some = slice(first, first + count)
             for ring, here in _in_ring(planes.start, planes.stop, self._depth):
                 room = self._total[(some, ring, *rest)]
-                if single:
-                    room.copy_(values[some, here])
-                else:
-                    room.addcmul_(values[some, here].to(room.dtype), weight[here].to(room.dtype))
+                room.addcmul_(values[some, here].to(room.dtype), weight[here].to(room.dtype))
             if self._file is not None:
                 self._file.drop()
 
@@ -174,10 +177,13 @@ class Sweep:
                 for ring, _ in _in_ring(low, min(end, low + size), self._depth):
                     piece = self._total[:, ring]
                     if wanted:
-                        self._take(self.finished, piece.cpu().numpy())
+                        scores = piece if self._counts is None else piece / self._counts[ring]
+                        self._take(self.finished, scores.cpu().numpy())
                         self.finished += piece.shape[1]
                     if not last:
                         piece.zero_()
+                        if self._counts is not None:
+                            self._counts[ring].zero_()
                     if self._file is not None:
                         self._file.drop()
         if last:
@@ -185,7 +191,7 @@ class Sweep:
 
     def close(self) -> None:
         """Give the memory of the sums back."""
-        self._total = None
+        self._total = self._counts = None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -202,12 +208,27 @@ def _in_ring(start: int, stop: int, depth: int) -> Iterator[tuple[slice, slice]]
 
 
 class _File:
-    """An array of zeros in a nameless temporary file, which is in memory only as far as it was just touched."""
+    """An array of zeros in a nameless temporary file, which is in memory only as far as it was just touched.
+
+    Raises
+    ------
+    WriteError
+        No disk has room for it.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         size = prod(shape) * dtype.itemsize
-        self._file.truncate(size)
+        what = f"The sums of tiles take {gib(size)}"
+        self._file = tempfile.TemporaryFile(dir=roomy(size, what))  # noqa: SIM115  # closed by `close`
+        try:
+            # a page of a file that the disk has no room for would end the program when it is written
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                self._file.truncate(size)
+        except OSError as error:
+            self._file.close()
+            raise WriteError(f"{what}, and there is no room for them: {reason_of(error)}.") from error
         self._map = mmap.mmap(self._file.fileno(), size)
         self.array: NDArray[np.floating] = np.frombuffer(self._map, dtype).reshape(shape)
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from napari_medai.core.errors import ReadError, WriteError, reason_of
-from napari_medai.engine.scratch import lock, unlock
+from napari_medai.engine.scratch import lock, owner, unlock
 
 # In the folder: whose run it is and how far
 RECORD = ".medai-run.json"
@@ -151,6 +151,11 @@ class ZarrStore:
         """See `Store`; a Zarr array."""
         return self._array
 
+    @property
+    def held_bytes(self) -> int:
+        """See `Store`."""
+        return 0
+
     def write(self, where: tuple[slice, ...], labels: NDArray[Any]) -> None:
         """See `Store.write`.
 
@@ -255,7 +260,7 @@ class _Stored:
     """A Zarr array for dask; holds on to the temporary folder that it lies in."""
 
     def __init__(self, array: Any, folder: Path, keeps: object = None) -> None:
-        self.array, self.folder, self.keeps = array, folder, keeps
+        self.array, self.folder, self.keeps = array, folder, keeps or owner(folder)
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
@@ -269,7 +274,7 @@ class _Stored:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Stored, (self.array, self.folder))  # another process does not own the folder
+        return (_Stored, (self.array, self.folder))  # only the process that owns the folder holds on to it
 
 
 def region_of(

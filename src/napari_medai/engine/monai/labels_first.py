@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from napari_medai.engine.asking import First
+from napari_medai.engine.planning import Made
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
@@ -84,6 +85,17 @@ def steps_for_labels(after: Any, key: str) -> LabelSteps | None:
     return LabelSteps(tuple(kept), tuple(back), key) if decided or exclusive else None
 
 
+def brings_scores_back(after: Any, key: str) -> bool:
+    """Whether a postprocessing resamples all scores to the scan's voxels, and not labels."""
+    for step in getattr(after, "transforms", ()):
+        if key in getattr(step, "keys", ()):
+            if isinstance(step, Invertd):
+                return True
+            if isinstance(step, AsDiscreted) and step.argmax[step.keys.index(key)]:
+                return False
+    return False
+
+
 def same_windows(inferer: Any) -> bool:
     """Whether the windows of an inferer are those that a model's tiling can describe."""
     overlap = getattr(inferer, "overlap", None)
@@ -136,7 +148,7 @@ def labelled(image: MetaTensor, inferer: Any, network: nn.Module, run: Run) -> M
 
     run.stream(
         pixels.numpy(), take, First(network), multiple=1, tile=roi, overlap=float(np.max(inferer.overlap)), halo=0,
-        batch=int(inferer.sw_batch_size), after=lambda channels: prod(pixels.shape[1:]) * 8 / _MIB,
+        batch=int(inferer.sw_batch_size), made=lambda channels: Made(kept_mb=prod(pixels.shape[1:]) * 8 / _MIB),
     )  # fmt: skip
     inside = found[tuple(slice(first, first + n) for first, n in zip(low, shape, strict=True))]
     labels = MetaTensor(torch.from_numpy(np.ascontiguousarray(inside))[None])
