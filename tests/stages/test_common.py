@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dask.array as da
 import numpy as np
 import pytest
 
 from napari_medai.core.errors import InputError, ModelFitError, NotFiniteError
 from napari_medai.core.volume import from_array
+from napari_medai.models import load_model
 from napari_medai.models.spec import Accepts, Gives, Model, ModelSpec
-from napari_medai.stages.common import check_fit, frames, one_channel, pixels
+from napari_medai.stages.common import check_fit, for_runner, frames, one_channel, pixels
 
 
 def model(tmp_path, **accepts) -> Model:
@@ -75,24 +77,26 @@ def test_frames_of_a_series() -> None:
     assert len(frames(series.take("t", 0))) == 1
 
 
-def test_a_slide_stays_lazy_and_is_checked(monkeypatch) -> None:
-    from napari_medai.stages import common
-
-    monkeypatch.setattr(common, "LARGEST_WHOLE", 100)
-    monkeypatch.setattr(common, "_CHUNK", 8)
+def test_a_lazy_image_is_checked_in_parts_and_stays_where_it_is() -> None:
+    nuclei, head = load_model("nuclei"), load_model("quality")
     image = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    found = pixels(from_array(image))
-    assert hasattr(found, "dask")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(np.asarray(found), image)
+    lazy = from_array(da.from_array(image, chunks=8))
+    assert for_runner(lazy, nuclei) is lazy.array
+    assert for_runner(lazy, head).dtype == np.float32
     with pytest.raises(InputError, match="Every pixel has the value 7"):
-        pixels(from_array(np.full((20, 20), 7, np.uint8)))
+        for_runner(from_array(da.full((20, 20), 7, chunks=8)), nuclei)
     bad = np.ones((20, 20))
     bad[19, 3] = bad[2, 2] = np.nan
     with pytest.raises(NotFiniteError, match="2 of 400 pixels"):
-        pixels(from_array(bad))
-    colour = np.random.default_rng(0).integers(0, 255, (20, 20, 3)).astype(np.uint8)
-    grey = one_channel(from_array(colour), 0)
+        for_runner(from_array(da.from_array(bad, chunks=8)), nuclei)
+
+
+@pytest.mark.parametrize("axes", ["yxs", "tyxs"])
+def test_colours_that_are_lazy_become_grey_lazily(axes) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (5, 20, 20, 3)[4 - len(axes) :]).astype(np.uint8)
+    grey = one_channel(from_array(da.from_array(colour, chunks=2), axes), 0)
     assert grey.is_lazy
+    assert grey.axes == axes[:-1]
+    np.testing.assert_allclose(grey.numpy(), one_channel(from_array(colour, axes), 0).numpy(), rtol=1e-6)
     expected = colour.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32)
     np.testing.assert_allclose(grey.numpy(), expected, rtol=1e-6)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from napari_medai.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from napari_medai.models.spec import Model
 
 # torch reads this once, when it first takes memory: large tensors in pages of 2 MiB, where Linux has them, cost a
 # quarter of the time. Small pages are most of what an image through a network costs besides its convolutions.
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 os.environ.setdefault(LARGE_PAGES, "1")
 
-__all__ = ["ANY_TYPE", "LARGE_PAGES", "RUNNERS", "load_runner"]
+__all__ = ["ANY_TYPE", "AT_ONCE", "LARGE_PAGES", "RUNNERS", "can_be_planned", "load_runner"]
 
 # `ModelSpec.runner` -> "module:function" of `function(volume, run, params)`, imported on first use
 RUNNERS: Mapping[str, str] = {
@@ -40,7 +43,15 @@ RUNNERS: Mapping[str, str] = {
 }
 
 # Runners that read the pixels of a volume themselves, in any type and from wherever they are: nothing is copied first
-ANY_TYPE = frozenset({"brain", "network", "nnunet"})
+ANY_TYPE = frozenset({"brain", "micronuclei", "network", "nnunet", "nuclei"})
+
+# Runners without tiles: they learn on the image, or look at whole slices
+AT_ONCE = frozenset({"quality", "self"})
+
+
+def can_be_planned(stage: str, model: Model) -> bool:
+    """Whether a run is one of tiles that this process cuts, so that what it takes is known after the first of them."""
+    return stage != "explain" and model.grant is None and model.spec.runner not in AT_ONCE
 
 
 def load_runner(name: str) -> Callable[..., Any]:

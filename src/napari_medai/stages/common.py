@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import InputError, ModelFitError, NotFiniteError
 from napari_medai.core.stage import Params
 from napari_medai.core.volume import Volume
+from napari_medai.engine import ANY_TYPE
 from napari_medai.models.gate import gate
 from napari_medai.models.spec import Model
 
-# Images (y, x) of more pixels are read in parts and never copied as a whole; as in `engine.slide`
-LARGEST_WHOLE = 4096 * 4096
-_CHUNK = 1024
 # Rec. 709 luminance of linear-light red, green, blue
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
@@ -65,10 +63,14 @@ def one_channel(volume: Volume, channel: int) -> Volume:
         return volume.take("c", channel)
     if channel:
         raise InputError(f"Channel {channel} was asked for; the image has no channels (colours count together).")
-    if volume.is_rgb and is_slide(volume):
-        return volume.replace(array=_lazy(volume).map_blocks(_luminance, drop_axis=2, dtype=np.float32), axes="yx")
     if volume.is_rgb:
-        return volume.replace(array=_luminance(np.asarray(volume.array)), axes=volume.axes[:-1])
+        last = len(volume.axes) - 1
+        array: Any = volume.array
+        if volume.is_lazy:
+            grey = array.rechunk({last: -1}).map_blocks(_luminance, drop_axis=last, dtype=np.float32)
+        else:
+            grey = _luminance(array)
+        return volume.replace(array=grey, axes=volume.axes[:-1])
     return volume
 
 
@@ -107,8 +109,8 @@ def frames(volume: Volume) -> list[Volume]:
     return [volume.take("t", n) for n in range(volume.size("t"))] if "t" in volume.axes else [volume]
 
 
-def pixels(volume: Volume) -> Any:
-    """The pixels as float32, known to be finite and not all the same: in memory, or lazy (dask) those of a slide.
+def pixels(volume: Volume) -> NDArray[np.float32]:
+    """The pixels as float32 in memory, known to be finite and not all the same.
 
     Raises
     ------
@@ -117,15 +119,7 @@ def pixels(volume: Volume) -> Any:
     InputError
         All pixels are the same.
     """
-    if is_slide(volume):
-        array = _lazy(volume)
-        _check_type(array.dtype)
-        _check_parts(array)
-        return array.astype(np.float32)
-    whole = volume.numpy()
-    _check_type(whole.dtype)
-    _check_parts(whole)
-    return np.ascontiguousarray(whole, dtype=np.float32)
+    return np.ascontiguousarray(as_stored(volume.replace(array=volume.numpy())), dtype=np.float32)
 
 
 def as_stored(volume: Volume) -> Any:
@@ -141,20 +135,9 @@ def as_stored(volume: Volume) -> Any:
     return volume.array
 
 
-def is_slide(volume: Volume) -> bool:
-    """Whether an image is 2-D and too large to be copied."""
-    return volume.ndim_spatial == 2 and volume.size("y") * volume.size("x") > LARGEST_WHOLE
-
-
-def _lazy(volume: Volume) -> Any:
-    """The pixels as a dask array, with all colour samples in one chunk; of numpy nothing is copied."""
-    import dask.array as da
-
-    array = volume.array
-    if not volume.is_lazy:
-        chunks = [_CHUNK if axis in "yx" else -1 for axis in volume.axes]
-        array = da.from_array(array, chunks=chunks, name=False)
-    return array.rechunk({len(volume.axes) - 1: -1}) if volume.is_rgb else array
+def for_runner(volume: Volume, model: Model) -> Any:
+    """The pixels as the model's runner takes them: `as_stored` or as `pixels`."""
+    return as_stored(volume) if model.spec.runner in ANY_TYPE else pixels(volume)
 
 
 def _check_type(dtype: np.dtype[Any]) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 from napari_medai.core.result import Mask
 from napari_medai.core.stage import Params, Part, Progress, param
 from napari_medai.core.volume import Volume
-from napari_medai.engine import ANY_TYPE
 from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
-from napari_medai.stages.common import as_stored, check_fit, for_network, frames, one_channel, pixels, stack
+from napari_medai.stages.common import check_fit, for_network, for_runner, frames, one_channel, stack
 from napari_medai.stages.measure import measure
 
 
@@ -66,9 +65,8 @@ def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress)
         labelled, images = [], []
         for n, (frame, seen) in enumerate(zip(frames(scan), taken, strict=True)):
             run.progress = Part(progress, n / len(taken), (n + 1) / len(taken))
-            taking = as_stored if model.spec.runner in ANY_TYPE and volume.ndim_spatial == 3 else pixels
-            images.append(taking(frame))
-            array = images[-1] if seen.axes == frame.axes else taking(seen)
+            images.append(for_runner(frame, model))
+            array = images[-1] if seen.axes == frame.axes else for_runner(seen, model)
             labelled.append(run.runner(seen.replace(array=array), run, params))
         labels = scan.replace(
             array=stack(labelled, scan),
