@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, Invertd
+from monai.transforms import Compose
 from torch import nn
 
 from napari_medai.core.errors import InputError, ModelError, UntrustedError
@@ -20,7 +20,7 @@ from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.monai.answers import answer
 from napari_medai.engine.monai.build import Builder, without_truth
 from napari_medai.engine.monai.images import Handed, hand_over
-from napari_medai.engine.monai.labels_first import labelled, same_windows, steps_for_labels
+from napari_medai.engine.monai.labels_first import brings_scores_back, labelled, same_windows, steps_for_labels
 from napari_medai.engine.monai.weights import load_into
 from napari_medai.engine.monai.windows import Counted, ScoresError, count_calls
 from napari_medai.engine.weights import warm
@@ -93,7 +93,7 @@ def computed(volume: Volume, run: Run, params: Any, plan: Plan, network: nn.Modu
     inferer = builder.part(plan.inferer)
     _as_asked(inferer, params, run)
     spare = steps_for_labels(after, _PRED) if run.stage == "segment" and same_windows(inferer) else None
-    back = prod(handed.shape) if any(isinstance(step, Invertd) for step in getattr(after, "transforms", ())) else 0
+    back = prod(handed.shape) if brings_scores_back(after, _PRED) else 0
     try:
         pred = _inferred(inferer, image, network, run, plan, back, spare is not None)
     except ScoresError:

@@ -23,8 +23,8 @@ from napari_medai.engine.planning import room
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
 
-# MONAI resamples in double precision: a voxel of scores and its place on either side
-_BACK_BYTES = 16
+# Of each channel for each voxel of either side while MONAI resamples; measured: 11.5
+_BACK_BYTES = 12
 
 
 class ScoresError(DeviceError):
