@@ -129,9 +129,7 @@ def test_no_attack_leaves_anything_anywhere(corpus: Corpus, ran: dict[str, dict]
     assert ran
     left = [path.name for path in (corpus.root / "markers").iterdir() if path.suffix == ""]
     assert left == []
-    # torch makes an empty folder for its compiler when a network is recorded that it normalises by decomposition
-    temporary = {path.name.partition("_")[0] for path in (corpus.may_write / "tmp").rglob("*")}
-    assert temporary <= {"torchinductor"}
+    assert [path.name for path in (corpus.may_write / "tmp").rglob("*")] == []
     # the environment named this folder as the account's settings; nothing was read from it or written to it
     home = corpus.root / "home of the attacker"
     assert {path.name for path in home.rglob("*") if path.is_file()} <= {"trust.json"}

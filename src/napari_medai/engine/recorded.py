@@ -11,14 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-aten = torch.ops.aten
+from napari_medai.engine.shapes import aten, shaped
 
 
 class NotRecordable(Exception):
@@ -197,8 +197,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags and not _still(func, args):
             raise NotRecordable("it draws random numbers")
-        # torch finds the shape of these without data by way of its compiler, which takes seconds to import
-        out = _shaped(func, args)
+        out = shaped(func, args)
         if out is None:
             out = func(*args, **(kwargs or {}))
         if func.namespace == "prim":
@@ -209,33 +208,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = [self.value(item) if isinstance(item, torch.Tensor) else item for item in made]
         self.steps.append(Step(func, items, tree, results))
         return out
-
-
-# What these give is like their first argument
-_LIKE_FIRST = {
-    *(aten.instance_norm.default, aten.batch_norm.default, aten.group_norm.default, aten.layer_norm.default),
-    *(aten.leaky_relu.default, aten.relu.default, aten.elu.default, aten.silu.default, aten.gelu.default),
-    *(aten.sigmoid.default, aten.tanh.default, aten.prelu.default),
-}
-
-
-def _shaped(func: Any, args: Sequence[Any]) -> torch.Tensor | None:
-    """What an operator gives, without its numbers, for the most common ones."""
-    first: Any = args[0] if args else None
-    if func in _LIKE_FIRST:
-        return torch.empty_like(first)
-    if func in (aten.leaky_relu_.default, aten.relu_.default):
-        return cast(torch.Tensor, first)  # written into
-    if func in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
-        other = args[1]
-        alike = isinstance(other, torch.Tensor) and (first.shape, first.dtype) == (other.shape, other.dtype)
-        return torch.empty_like(first) if alike and first.stride() == other.stride() else None
-    if func is aten.cat.default and all(t.is_contiguous() and t.dtype == first[0].dtype for t in first):
-        axis = args[1] if len(args) > 1 else 0
-        shape = list(first[0].shape)
-        shape[axis] = sum(t.shape[axis] for t in first)
-        return torch.empty(shape, dtype=first[0].dtype, device=first[0].device)
-    return None
 
 
 def _still(func: Any, args: Sequence[Any]) -> bool:
