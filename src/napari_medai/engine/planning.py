@@ -158,8 +158,9 @@ def predict_memory(setting: Setting, tiles: TilePlan, axis: int, cost: Cost, mad
         busy = max(cost.host_mb + one, cost.reading_mb, piece + made.taking_mb)
     else:
         on_device = 0.0
-        # while a slab is taken, the output that completed it is there
-        busy = max(share * cost.host_mb, cost.reading_mb, one * setting.batch + made.taking_mb) + remembered
+        # while a slab is taken, the output that completed it is there; a mean is a copy of the slab
+        taking = made.taking_mb + (piece if tiles.counted else 0.0)
+        busy = max(share * cost.host_mb, cost.reading_mb, one * setting.batch + taking) + remembered
     if setting.keep == "disk":
         busy += min(sums, PIECE_BYTES / _MIB)
     elif setting.keep == "host" or not own:

@@ -18,11 +18,12 @@ from napari_medai.engine.memory import Setting, is_out_of_memory, size_text, sma
 from napari_medai.engine.planning import Cost, Made, make_plan, next_that_may_fit
 from napari_medai.engine.predict import Known, Rows, first_pass, predict
 from napari_medai.engine.sweep import Sweep, Take
-from napari_medai.engine.tiling import Places, TilePlan, plan_tiles
+from napari_medai.engine.tiling import TilePlan, plan_tiles
 from napari_medai.engine.weights import forget
 
 if TYPE_CHECKING:
     from napari_medai.engine.run import Run
+    from napari_medai.models.spec import Tiling
 
 # A network, or what stands for one: (B, C, \*tile) -> (B, K, \*tile)
 Asked = nn.Module | Callable[[torch.Tensor], torch.Tensor]
@@ -67,10 +68,11 @@ class _Cuts:
     overlap: float
     steps: tuple[int, ...]
     reach: tuple[int, ...]
-    places: Places
+    tiling: Tiling
 
     def plan(self, tile: Sequence[int]) -> TilePlan:
-        return plan_tiles(self.shape, tile, self.overlap, self.steps, self.reach, self.places)
+        how = self.tiling
+        return plan_tiles(self.shape, tile, self.overlap, self.steps, self.reach, how.places, how.blend)
 
 
 def stream(
@@ -90,7 +92,7 @@ def stream(
     multiple, halo = cutting.get("multiple", tiling.multiple), cutting.get("halo", tiling.halo)
     steps = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
     reach = (halo,) * ndim if isinstance(halo, int) else tuple(halo)
-    cuts = _Cuts(tuple(array.shape[1:]), cutting.get("overlap", tiling.overlap), steps, reach, tiling.places)
+    cuts = _Cuts(tuple(array.shape[1:]), cutting.get("overlap", tiling.overlap), steps, reach, tiling)
     # the plan rounds and shrinks the tile; fallbacks begin from what is really used
     tiles = cuts.plan(tuple(cutting.get("tile", ())) or _tile(run, ndim))
     _check_reach(tiles, reach)

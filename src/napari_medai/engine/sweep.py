@@ -148,9 +148,9 @@ class Sweep:
             for ring, here in _in_ring(planes.start, planes.stop, self._depth):
                 self._counts[(ring, *rest)] += weight[here]
         values = values[(slice(None), *part)].movedim(self.axis + 1, 1).to(self._device)
-        if self._sums == "float16" and float(values.abs().max()) > _LARGEST_HALF:
+        if self._sums == "float16" and (largest := max(abs(float(end)) for end in values.aminmax())) > _LARGEST_HALF:
             raise ModelError(
-                f"The network gave values up to {float(values.abs().max()):.3g}, and there is memory for sums in half "
+                f"The network gave values up to {largest:.3g}, and there is memory for sums in half "
                 f"precision only, which end at {_LARGEST_HALF:g}. Allow more memory, or use a smaller tile."
             )
         # what is converted, or read from the disk, goes a few channels at a time
