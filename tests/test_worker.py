@@ -168,6 +168,10 @@ def test_plans_without_running(worker: Worker, runner: Runner, brain: Model) -> 
     assert worker.plan("segment", scan(), brain, PARAMS) == PLAN
     runner.does()
     assert worker.plan("segment", scan(), brain, PARAMS) is None
+    assert len(runner.calls) == 2
+    learning = brain.model_copy(update={"spec": brain.spec.model_copy(update={"runner": "self"})})
+    assert worker.plan("segment", scan(), learning, PARAMS) is None
+    assert len(runner.calls) == 2  # there are no tiles: nothing is run to find that out
 
 
 def test_lazy_pixels_are_read_by_the_process_itself(worker: Worker, runner: Runner, brain: Model) -> None:
@@ -343,6 +347,27 @@ def test_devices_are_known_while_something_runs(worker: Worker, runner: Runner, 
     timer.join()
     assert found[-1].kind == "cpu"
     assert "torch" not in found[-1].name
+
+
+def test_devices_are_asked_again_where_a_cancelled_run_took_the_process_along(
+    worker: Worker, runner: Runner, brain: Model
+) -> None:
+    runner.does(hold=True)
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(worker.devices()))
+
+    def stop() -> None:
+        pid = worker.pid
+        os.kill(pid, signal.SIGSTOP)  # it answers nobody
+        asking.start()
+        _until(lambda: len(worker._process._inboxes) == 2)
+        heard.cancel()
+
+    heard = Heard("Tile 3 of 4", stop)
+    with pytest.raises(Cancelled):
+        run(worker, scan(), brain, heard)
+    asking.join(60)
+    assert found[0][-1].kind == "cpu"
 
 
 def _until(condition: Callable[[], bool], seconds: float = 30) -> None:

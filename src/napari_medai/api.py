@@ -9,6 +9,7 @@ from napari_medai.core.plan import Plan
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.stage import DryRun, Params, Planned, Progress, fields_of
 from napari_medai.core.volume import Volume
+from napari_medai.engine import can_be_planned
 from napari_medai.models import find_models, load_model
 from napari_medai.models.spec import Model
 from napari_medai.stages import STAGES
@@ -59,7 +60,7 @@ def plan_stage(
     volume: Volume,
     model: str | Model = "",
     params: Params | None = None,
-    progress: DryRun | None = None,
+    progress: Progress | None = None,
 ) -> Plan | None:
     """What a run would take: tiles, memory and time, from the image, the network and one tile that is run.
 
@@ -67,21 +68,24 @@ def plan_stage(
     ----------
     stage, volume, model, params
         As `run_stage`.
-    progress : DryRun, optional
-        Told how far the planning is.
+    progress : Progress, optional
+        Told how far the planning is; raises `Planned` when it hears the plan, as `DryRun` does.
 
     Returns
     -------
     Plan or None
-        None of a model that does not go over the image in tiles.
+        None of a model that does not go over the image in tiles; nothing is run for it.
 
     Raises
     ------
     MedaiError
         As the stage documents.
     """
+    chosen = load_model(model or default_model(stage, volume))
+    if not can_be_planned(stage, chosen):
+        return None
     try:
-        run_stage(stage, volume, model, params, progress or DryRun())
+        run_stage(stage, volume, chosen, params, progress or DryRun())
     except Planned as planned:
         return planned.plan
     return None

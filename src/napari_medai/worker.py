@@ -127,15 +127,20 @@ class Worker:
         WorkerError
             The process cannot be started, or does not know them.
         """
-        process = self._alive()
-        with process.asked("devices", None) as inbox:
-            try:
-                kind, what = inbox.get(timeout=_DEVICES_SECONDS)
-            except queue.Empty:
-                raise WorkerError("The process that runs the models does not say which devices there are.") from None
+        kind, what, process = self._asked_devices()
+        if kind == "ended" and self._process is not None:  # with a run: it was cancelled and did not answer, or crashed
+            kind, what, process = self._asked_devices()
         if kind != "done":
             raise process.failed() if kind == "ended" else _fault(*what)
         return cast("tuple[DeviceInfo, ...]", what)
+
+    def _asked_devices(self) -> tuple[str, Any, _Process]:
+        process = self._alive()
+        with process.asked("devices", None) as inbox:
+            try:
+                return (*inbox.get(timeout=_DEVICES_SECONDS), process)
+            except queue.Empty:
+                raise WorkerError("The process that runs the models does not say which devices there are.") from None
 
     def close(self) -> None:
         """End the process; the next run starts a new one."""
@@ -272,6 +277,7 @@ class _Process:
         self._inboxes: dict[int, queue.SimpleQueue[tuple[str, Any]]] = {}
         self._lock = threading.Lock()
         self._sending = threading.Lock()
+        self._ending = threading.Lock()
         self._last = b""
         self._threads = [
             threading.Thread(target=target, args=(stream,), name="medai-worker", daemon=True)
@@ -353,17 +359,17 @@ class _Process:
     def end(self) -> None:
         """End it and all that it started, and remove its files; more than once does no harm."""
         self._ended = True
-        end_tree(self.popen)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(_END_SECONDS)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
+        with self._ending:
+            end_tree(self.popen)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(_END_SECONDS)
+            for thread in self._threads:
                 thread.join(_END_SECONDS)
-        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        self._remove()
+            for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            self._remove()
 
     def _remove(self) -> None:
         for home in self._homes:

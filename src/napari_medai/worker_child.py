@@ -223,13 +223,10 @@ class Child:
 
 
 def _run(job: dict[str, Any], voice: Voice) -> Any:
-    from napari_medai.api import run_stage
+    from napari_medai.api import plan_stage, run_stage
 
-    try:
-        result = run_stage(job["stage"], job["volume"], job["model"], job["params"], voice)
-    except Planned as planned:
-        return planned.plan
-    return None if voice.dry else result
+    do = plan_stage if voice.dry else run_stage
+    return do(job["stage"], job["volume"], job["model"], job["params"], voice)
 
 
 def _know(tables: dict[str, dict[str, Any]]) -> None:

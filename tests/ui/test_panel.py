@@ -399,7 +399,7 @@ def test_labels_are_seen_as_they_are_found(
         panel.layers.choose(scan)
         runner.does(hold=True, partial=True, pause=0.06)
         panel.run_button.click()
-        assert len(viewer.layers) == 3
+        qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=20_000)
         seen = viewer.layers[-1]
         assert isinstance(seen, Labels)
         assert seen.name == f"{scan.name} brain (running)"
@@ -437,6 +437,7 @@ def test_labels_that_a_person_removed_come_back_with_the_result(viewer: Any, run
     panel = dock(viewer, "segment")
     runner.does(hold=True, partial=True)
     panel.run_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=20_000)
     viewer.layers.remove(viewer.layers[-1])
     runner.go()
     qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
@@ -449,7 +450,7 @@ def test_labels_found_so_far_go_with_their_run(viewer: Any, runner: Runner, qtbo
     panel = dock(viewer, "segment")
     runner.does(hold=True, partial=True, error=("InputError", "No.") if how == "error" else None)
     panel.run_button.click()
-    qtbot.waitUntil(lambda: viewer.layers[-1].data.any(), timeout=20_000)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2 and viewer.layers[-1].data.any(), timeout=20_000)
     panel.cancel() if how == "cancel" else runner.go()
     qtbot.waitUntil(lambda: not panel.running, timeout=5000)
     assert [layer.name for layer in viewer.layers] == ["head"]
@@ -462,7 +463,7 @@ def test_a_dead_worker_is_an_error_and_the_next_run_works(viewer: Any, runner: R
     run(panel, qtbot)
     runner.does(hold=True, partial=True)
     panel.run_button.click()
-    qtbot.waitUntil(lambda: viewer.layers[-1].data.any(), timeout=20_000)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 3 and viewer.layers[-1].data.any(), timeout=20_000)
     os.kill(running.WORKER.pid, signal.SIGKILL)
     qtbot.waitUntil(lambda: not panel.running, timeout=5000)
     assert "ended by SIGKILL" in panel.status.text()
@@ -515,6 +516,7 @@ def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> 
     panel = dock(viewer, "segment")
     runner.does(hold=True)
     panel.run_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=20_000)
     viewer.layers.remove(head)
     assert [layer.name for layer in viewer.layers] == ["head brain (running)"]
     runner.go()

@@ -69,7 +69,7 @@ class Job(Progress, Generic[T]):
         Labels found so far, and how often more of them were found.
     """
 
-    def __init__(self, work: Callable[[Progress], T], name: str = "medai") -> None:
+    def __init__(self, work: Callable[[Job[T]], T], name: str = "medai") -> None:
         self._stop = threading.Event()
         self._told: tuple[float | None, str] = (None, "")  # replaced as a whole, hence safe to read from elsewhere
         self._notes: list[str] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_medai.core.errors import MedaiError
-from napari_medai.core.result import Result
 from napari_medai.core.stage import Cancelled, fields_of
 from napari_medai.core.volume import Volume
+from napari_medai.engine import can_be_planned
 from napari_medai.stages import STAGES
 from napari_medai.ui.card import CardDialog
 from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
@@ -29,13 +30,13 @@ from napari_medai.ui.earlier import Earlier
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout, scrolling
 from napari_medai.ui.job import State
-from napari_medai.ui.layers import layer_to_volume, result_to_layers
+from napari_medai.ui.layers import layer_to_volume
 from napari_medai.ui.offers import NEWS, doubtful, is_heatmap, misfit, model_for, models_for
 from napari_medai.ui.outcome import Outcome, summary
 from napari_medai.ui.partial import Partial
 from napari_medai.ui.reports import report
 from napari_medai.ui.runlist import RunList
-from napari_medai.ui.running import Run, Running, plan_text, warm_up
+from napari_medai.ui.running import LINE, Run, Running, plan_text, warm_up
 from napari_medai.ui.viewing import attach
 
 if TYPE_CHECKING:
@@ -176,6 +177,9 @@ class StagePanel(QWidget):
         model = self.models.chosen
         self.about.setText(f"{model.spec.summary}" if model else "Install a package that carries a model.")
         self.card_button.setEnabled(model is not None)
+        self.estimate_button.setVisible(model is not None and can_be_planned(self.stage.name, model))
+        if self.stage.name == "segment":
+            self.form.set_row_visible("diameter", model is not None and model.spec.gives.kind == "instances")
         if "target" in self.form.names() and model is not None:
             names = [label.name for label in model.spec.gives.labels]
             self.form.set_choices("target", [("most probable", ""), *((name, name) for name in names)])
@@ -280,13 +284,13 @@ class StagePanel(QWidget):
 
     def start(self) -> None:
         """Run the stage on the chosen image with the chosen model, when it is its turn."""
-        self._go(Run.begin)
+        self._go(only_plan=False)
 
     def estimate(self) -> None:
         """Say what `start` would take, when it is its turn."""
-        self._go(Run.estimate)
+        self._go(only_plan=True)
 
-    def _go(self, begin: Callable[[Run], Run]) -> None:
+    def _go(self, *, only_plan: bool) -> None:
         layer, model = self.layers.layer, self.models.chosen
         if layer is None or model is None:
             return
@@ -296,11 +300,10 @@ class StagePanel(QWidget):
         except MedaiError as error:
             self._say(report(error))
             return
-        run = begin(Run(self.stage, layer, volume, model, params))
+        run = Run(self.stage, layer, volume, model, params, only_plan=only_plan)
         self._running.runs.append(run)
         self.runs.add(run)
         self._say("")
-        self._look(run)
         self._timer.start()
 
     def cancel(self) -> None:
@@ -324,36 +327,36 @@ class StagePanel(QWidget):
             self._timer.stop()
 
     def _look(self, run: Run) -> None:
-        """Show how far a run is."""
+        """Show how far a run is; of what napari takes long to make, one thing at a time."""
         self.runs.show_state(run)
         if run.place.waiting_for:
             return
         state = run.job.state
+        begun = run in self._partials
         with self._placing_ours():
-            if run not in self._partials:
-                self._running.show(run, f"{self.stage.title} {run.layer.name}")
-                self._partials[run] = Partial(self._viewer, run)
-            self._partials[run].look()
-        activity = self._running.activities[run]
-        activity.show(state)  # lets Qt handle events: the run may be over after it
-        if activity.cancelled and not state.cancelling:
-            run.job.cancel()
+            self._partials.setdefault(run, Partial(self._viewer, run)).look()
+        if begun:
+            activity = self._running.activity(run, f"{self.stage.title} {run.layer.name}")
+            activity.show(state)  # lets Qt handle events: the run may be over after it
+            if activity.cancelled and not state.cancelling:
+                run.job.cancel()
 
     def _finish(self, run: Run) -> None:
-        state, error = run.job.state, run.job.error
+        state = run.job.state
         self._running.forget(run)
         self.runs.remove(run)
         partial = self._partials.pop(run, None)
-        if error is None and run.only_plan:
-            self._say(plan_text(run.job.result()))
-        elif error is None:
-            self._show(run, run.job.result(), state, partial)
-        elif isinstance(error, Cancelled):
-            self._say(f"Cancelled after {state.seconds:.1f} s; nothing was changed.")
-        else:
-            self._say(report(error))
+        try:
+            said = self._show(run, state, partial)
+        except Cancelled:
+            said = f"Cancelled after {state.seconds:.1f} s; nothing was changed."
+        except Exception as error:  # noqa: BLE001  # the run's, or napari's with its layers: nothing of it may stay
+            said = report(error)
         self._hide(partial)
+        self._say(said)
         self._update_button()
+        if LINE.in_use:  # before the next run ends Python does not do it by itself
+            gc.collect()
 
     def _hide(self, partial: Partial | None) -> None:
         """Take away the labels of a run that gave no result."""
@@ -361,24 +364,23 @@ class StagePanel(QWidget):
             with self._placing_ours():
                 partial.remove()
 
-    def _show(self, run: Run, result: Result, state: State, partial: Partial | None) -> None:
-        """Put a result into the viewer and the dock, wherever its image is by now."""
-        try:
-            layers = result_to_layers(result, run.layer)
-        except MedaiError as error:
-            self._say(report(error))
-            return
-        made = []
+    def _show(self, run: Run, state: State, partial: Partial | None) -> str:
+        """Put what a run found into the viewer and the dock, wherever its image is by now; what is said of it."""
+        found = run.job.result()
+        if run.only_plan:
+            return plan_text(found)
+        layers = [Layer.create(*data) for data in found.layers]
         with self._placing_ours():
             if self.replace.isChecked():
                 self.earlier.drop(run)
-            for data in layers:
-                layer = partial.become(data) if partial is not None else None
-                made.append(layer or self._viewer.add_layer(Layer.create(*data)))
+            if partial is not None:
+                layers = [partial.become(layer) for layer in layers]
+            made = [layer if layer in self._viewer.layers else self._viewer.add_layer(layer) for layer in layers]
         self.earlier.add(run, made)
+        result = found.result
         self.outcome.show_result(result, run.layer, run.volume, made)
         notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
-        self._say(f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}")
+        return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}"
 
     # ending
 

@@ -41,12 +41,15 @@ class Partial:
         self._seen = 0
         self._next = 0.0
         self._kept: Any = None  # the array that the layer shows
+        self._begun = run.stage != "segment" or run.only_plan
         self.layer: Layer | None = None
-        if run.stage == "segment" and not run.only_plan:
-            self._add()
 
     def look(self) -> None:
-        """Show what was found since the last time, if it is time to."""
+        """Make the layer, or show what was found since the last time if it is time to."""
+        if not self._begun:
+            self._begun = True
+            self._add()
+            return
         found = self._run.job.found
         now = time.monotonic()
         layer = self.layer
@@ -65,28 +68,27 @@ class Partial:
         end = time.monotonic()
         self._next = end + max(_SECONDS_BETWEEN, (end - now) / _SHARE)
 
-    def become(self, made: LayerData) -> Layer | None:
-        """Give the layer to the result; None if the result is of another kind, or a person removed the layer.
+    def become(self, made: Layer) -> Layer:
+        """Make this layer that of the result, and give it; how a person looks at it stays.
 
         Parameters
         ----------
-        made : tuple
-            As `napari_medai.ui.layers.result_to_layers` gives it. How a person looks at the layer stays.
+        made : napari Layer
+            Of the result, not in the viewer. Given back if it is of another kind, or if a person removed this one.
         """
-        data, keywords, kind = made
         layer = self.layer
-        if layer is None or kind != "labels" or layer not in self._viewer.layers:
-            return None
-        self.layer = None
-        fitting = Labels(data, **keywords)  # sorts out what the keywords mean
+        if layer is None or not isinstance(made, Labels) or layer not in self._viewer.layers:
+            return made
         with layer.events.blocker_all():
-            layer.affine, layer.scale, layer.translate = fitting.affine, fitting.scale, fitting.translate
-        layer.metadata = fitting.metadata
-        layer.data = data
-        layer.features = fitting.features
-        layer.colormap = fitting.colormap
-        layer.name = fitting.name
+            for name in ("affine", "scale", "translate"):
+                if not np.array_equal(getattr(layer, name), getattr(made, name)):  # set, it is sliced anew
+                    setattr(layer, name, getattr(made, name))
+        layer.metadata = made.metadata
+        layer.data = made.data
+        layer.features = made.features
+        layer.name = made.name
         layer.editable = True
+        self.layer = None
         return layer
 
     def remove(self) -> None:

@@ -16,26 +16,26 @@ import psutil
 from napari.layers import Layer
 
 from napari_medai.core.plan import Plan
-from napari_medai.core.result import Mask, Result
+from napari_medai.core.result import Result
 from napari_medai.core.stage import Params, Progress, Stage
 from napari_medai.core.volume import Volume
 from napari_medai.engine.scratch import Scratch, gib
 from napari_medai.models.spec import Model
 from napari_medai.ui.job import Job, State
+from napari_medai.ui.layers import LayerData, result_to_layers
 from napari_medai.ui.reports import Activity
 from napari_medai.worker import Worker
 
 # napari imports these for its first layer with a table or with labels: 0.3 s in which the window stands still,
 # unless they were there before.
-_LATE_IMPORTS = ("pandas", "skimage.color", "skimage.exposure")
+_LATE_IMPORTS = ("pandas", "skimage.color.colorconv", "skimage.exposure.exposure")
 JOIN_SECONDS = 10.0  # how long closing waits for the current tile
 _LOOK_SECONDS = 0.05
 _NEVER = 2**31 - 1
 
-# Labels of more bytes, at so many a voxel, or of more than this share of free memory lie in a folder until napari ends;
-# compressed they take less than this share of their size
+# Labels of more bytes, at so many a voxel, or of more than this share of free memory lie in a folder; compressed they
+# take less than this share of their size
 _LABEL_BYTES, _MOST_BYTES, _MEMORY_SHARE, _LEAST_SHARE = 4, 2**30, 0.15, 0.25
-_FOLDERS: list[Scratch] = []
 # Of all docks of all windows; its process is started when the first panel opens
 WORKER = Worker()
 
@@ -46,19 +46,24 @@ class Line:
     def __init__(self) -> None:
         self._places: list[Place] = []
         self._moved = threading.Condition()
-        self._thresholds: tuple[int, ...] = ()
 
     def join(self, title: str) -> Place:
-        """A place at the end; the title is what those behind wait for."""
+        """A place at the end, until `leave`; the title is what those behind wait for."""
         place = Place(self, title)
         with self._moved:
-            if not self._places:
-                # Python looks through all objects of napari in 0.2 s now and then, and the window stands still:
-                # that is put off while something runs
-                self._thresholds = gc.get_threshold()
-                gc.set_threshold(*self._thresholds[:2], _NEVER)
             self._places.append(place)
         return place
+
+    def leave(self, place: Place) -> None:
+        """Give up a place."""
+        with self._moved:
+            self._places.remove(place)
+            self._moved.notify_all()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self._places)
 
     def ahead(self, place: Place) -> tuple[str, ...]:
         """Titles of those ahead of a place, the one that runs first."""
@@ -80,13 +85,21 @@ class Line:
                 while self._places[0] is not place:
                     self._moved.wait(_LOOK_SECONDS)
                     progress.check()
-            yield
+            with _no_full_collection():
+                yield
         finally:
-            with self._moved:
-                self._places.remove(place)
-                if not self._places:
-                    gc.set_threshold(*self._thresholds)
-                self._moved.notify_all()
+            self.leave(place)
+
+
+@contextmanager
+def _no_full_collection() -> Iterator[None]:
+    """Python looks through all objects of napari in 0.2 s now and then, and the window stands still: not meanwhile."""
+    before = gc.get_threshold()
+    gc.set_threshold(*before[:2], _NEVER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,49 +119,74 @@ class Place:
 LINE = Line()
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a run gave.
+
+    Attributes
+    ----------
+    result : Result
+        Of the stage.
+    layers : list of tuples
+        As `result_to_layers` makes them of it.
+    """
+
+    result: Result
+    layers: list[LayerData]
+
+
 class Run:
-    """What a run was started with; the layer may leave the viewer meanwhile.
+    """What a run was started with; it begins, or waits for its turn, as soon as it is made.
+
+    Parameters
+    ----------
+    stage : Stage
+        What is run.
+    layer : napari Layer
+        On which; it may leave the viewer meanwhile.
+    volume : Volume
+        What the layer holds now.
+    model : Model
+        By which model.
+    params : Params
+        Of the stage.
+    only_plan : bool
+        Find out what it would take, and leave it at that. Default False.
 
     Attributes
     ----------
     job : Job
-        Gives the result, or the plan if only that was asked for.
+        Gives `Found`; a `Plan` or None if only that was asked for.
     place : Place
         In the line of all runs.
     """
 
-    def __init__(self, stage: Stage, layer: Layer, volume: Volume, model: Model, params: Params) -> None:
+    def __init__(
+        self, stage: Stage, layer: Layer, volume: Volume, model: Model, params: Params, *, only_plan: bool = False
+    ) -> None:
         self.stage, self.layer, self.volume, self.model, self.params = stage.name, layer, volume, model, params
+        self.only_plan = only_plan
         self.place = LINE.join(f"{stage.title} {layer.name}")
-        self.only_plan = False
-        self.job: Job[Any]
+        try:
+            self.job: Job[Any] = Job(self._planned if only_plan else self._found, name=f"medai-{self.stage}")
+        except RuntimeError:  # the system gives no thread
+            LINE.leave(self.place)
+            raise
 
-    def begin(self) -> Run:
-        """Run it when it is its turn."""
-        self.job = Job(self._result, name=f"medai-{self.stage}")
-        return self
-
-    def estimate(self) -> Run:
-        """Only plan it when it is its turn."""
-        self.only_plan = True
-        self.job = Job(self._plan, name=f"medai-{self.stage}")
-        return self
-
-    def _result(self, progress: Progress) -> Result:
-        with LINE.turn(self.place, progress):
-            _begin(progress)
+    def _found(self, job: Job[Any]) -> Found:
+        with LINE.turn(self.place, job):
+            job.begin()
+            # the labels hold on to it, and with the last of them it goes
             scratch = _folder_for(self.stage, self.volume)
-            if scratch is not None:
-                progress.store = scratch.path / "labels"
-            result = WORKER.run(self.stage, self.volume, self.model, self.params, progress)
-            if scratch is not None and isinstance(result, Mask) and result.labels.is_lazy:
-                _FOLDERS.append(scratch)
-            return result
+            job.store = scratch.path / "labels" if scratch is not None else None
+            result = WORKER.run(self.stage, self.volume, self.model, self.params, job)
+        # copies and looks at every voxel: not in the thread of the window
+        return Found(result, result_to_layers(result, self.layer))
 
-    def _plan(self, progress: Progress) -> Plan | None:
-        with LINE.turn(self.place, progress):
-            _begin(progress)
-            return WORKER.plan(self.stage, self.volume, self.model, self.params, progress)
+    def _planned(self, job: Job[Any]) -> Plan | None:
+        with LINE.turn(self.place, job):
+            job.begin()
+            return WORKER.plan(self.stage, self.volume, self.model, self.params, job)
 
 
 def _folder_for(stage: str, volume: Volume) -> Scratch | None:
@@ -167,11 +205,6 @@ def _folder_for(stage: str, volume: Volume) -> Scratch | None:
     return Scratch(size * _LEAST_SHARE, f"The labels take up to {gib(size)}")
 
 
-def _begin(progress: Progress) -> None:
-    if isinstance(progress, Job):
-        progress.begin()
-
-
 class Running:
     """The runs of a panel and their bars; outlives its widgets, so that their destruction can end them."""
 
@@ -179,9 +212,11 @@ class Running:
         self.runs: list[Run] = []
         self.activities: dict[Run, Activity] = {}
 
-    def show(self, run: Run, title: str) -> None:
-        """Give a run a bar in napari's activity dock."""
-        self.activities[run] = Activity(title)
+    def activity(self, run: Run, title: str) -> Activity:
+        """The bar of a run in napari's activity dock."""
+        if run not in self.activities:
+            self.activities[run] = Activity(title)
+        return self.activities[run]
 
     def forget(self, run: Run) -> None:
         """A run is over."""
