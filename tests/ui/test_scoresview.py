@@ -75,5 +75,5 @@ def test_one_slice_has_no_timeline(view: ScoresView) -> None:
 
 
 def test_verdict_names_what_is_above_its_threshold() -> None:
-    assert verdict(scores()) == "Present: blur."
-    assert verdict(scores(5, (0.1, 0.2, 0.6))) == "Nothing above its threshold."
+    assert verdict(scores()) == "Found: blur 0.90."
+    assert verdict(scores(5, (0.1, 0.2, 0.6))) == "Nothing found; highest: motion 0.60."

@@ -92,6 +92,25 @@ def test_empty_tables_are_shown(view: TableView) -> None:
     assert view.model().rowCount() == view.model().columnCount() == 0
 
 
+def test_what_was_measured_stands_first_and_what_says_nothing_is_not_shown(view: TableView) -> None:
+    table = {**TABLE, "score": np.ones(3), "z_mm": np.ones(3), "count": np.arange(3), "volume_ml": np.ones(3)}
+
+    def shown() -> list[str]:
+        header, names = view.horizontalHeader(), list(table)
+        places = [header.logicalIndex(n) for n in range(header.count())]
+        return [names[n] for n in places if not view.isColumnHidden(n)]
+
+    view.set_table(table)
+    assert shown() == ["label", "count", "volume_ml", "z", "z_mm"]
+    view.select(2)
+    assert view.selectionModel().selectedRows()[0].row() == 2
+    table["score"] = np.array([0.5, 1, 1])
+    view.set_table(table)
+    assert shown() == ["label", "score", "count", "volume_ml", "z", "z_mm"]
+    view.copy()  # as in a file
+    assert QGuiApplication.clipboard().text().splitlines()[0] == "index\tlabel\tscore\tz\tz_mm\tcount\tvolume_ml"
+
+
 def test_many_rows_sort_at_once(qtbot: Any) -> None:
     view = TableView()
     qtbot.addWidget(view)

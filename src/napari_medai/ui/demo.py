@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_medai.core.errors import MedaiError
-from napari_medai.core.result import Mask, Result, Scores
+from napari_medai.core.result import Result
 from napari_medai.io import save
 from napari_medai.samples import SAMPLES, sample
 from napari_medai.stages import STAGES
@@ -148,7 +148,7 @@ def _run_step(viewer: Viewer, number: int, step: Step, out: Path) -> Row:
     _pump(0.5)
     viewer.window.screenshot(str(out / f"{name}.png"), canvas_only=False, flash=False)
     record = result.provenance
-    return Row(step, record.device, record.seconds, summary_of(result))
+    return Row(step, record.device, record.seconds, summary(result))
 
 
 def _prepare(viewer: Viewer, step: Step) -> StagePanel:
@@ -194,17 +194,6 @@ def _pump(seconds: float) -> None:
     while time.monotonic() < end:
         QApplication.processEvents()
         time.sleep(0.005)
-
-
-def summary_of(result: Result) -> str:
-    """One line that says what came out, with volumes and probabilities."""
-    if isinstance(result, Mask) and "volume_ml" in result.table and result.names:
-        named = zip(result.table["label"], result.table["volume_ml"], strict=True)
-        return ", ".join(f"{label} {volume:.0f} ml" for label, volume in named)
-    if isinstance(result, Scores):
-        probability, name = max(zip(result.probabilities, result.classes, strict=True))
-        return f"{', '.join(result.present) or 'no defect found'} (highest: {name} {probability:.2f})"
-    return summary(result)
 
 
 def _print(rows: list[Row]) -> None:

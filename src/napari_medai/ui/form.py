@@ -183,7 +183,7 @@ class Form(QWidget):
         for rows in (self._rows, self._advanced_rows):
             if rows.indexOf(editor) >= 0:
                 rows.setRowVisible(editor, visible)
-        if not visible and isinstance(editor, QSpinBox):
+        if not visible and isinstance(editor, QSpinBox | QDoubleSpinBox):
             editor.setValue(editor.minimum())
 
     def set_maximum(self, name: str, value: int) -> None:

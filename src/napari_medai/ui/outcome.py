@@ -20,6 +20,8 @@ from napari_medai.ui.tableview import TableView
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+_MOST_NAMED = 6  # labels in one sentence
+
 
 class Outcome(QWidget):
     """A table for objects, a plot for scores, nothing for images.
@@ -147,14 +149,27 @@ def mark(layer: Layer, row: int, table: Table, names: Mapping[int, str]) -> None
         layer.selected_data = {row}
 
 
+def _named(table: Table) -> str:
+    """The labels by name, with their volumes where they are in ml."""
+    labels = [str(label) for label in table["label"]]
+    if "volume_ml" in table and "t" not in table:
+        labels = [f"{label} {_ml(volume)}" for label, volume in zip(labels, table["volume_ml"], strict=True)]
+    labels = list(dict.fromkeys(labels))
+    more = len(labels) - _MOST_NAMED
+    return ", ".join(labels[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:,.0f} ml" if volume >= 100 else f"{volume:.3g} ml"
+
+
 def summary(result: Result) -> str:
     """One sentence on what came out."""
     match result:
+        case Mask() if result.names:
+            return f"Found: {_named(result.table)}." if len(result.table.get("label", ())) else "Nothing found."
         case Mask():
             rows = len(result.table.get("label", ()))
-            if result.names:
-                found = list(dict.fromkeys(str(name) for name in result.table.get("label", ())))
-                return (", ".join(found) if found else "Nothing") + " found."
             return f"{rows} object{'' if rows == 1 else 's'} found."
         case Boxes():
             return f"{len(result)} object{'' if len(result) == 1 else 's'} found."

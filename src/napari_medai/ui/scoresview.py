@@ -99,7 +99,7 @@ class Timeline(QWidget):
     """
 
     slice_chosen = Signal(int)
-    LEFT = 26
+    LEFT = 62
     RIGHT = 6
     TOP = 6
     SCORE_HEIGHT = 70
@@ -185,7 +185,8 @@ class Timeline(QWidget):
         right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
         painter.drawText(QRectF(0, self.TOP - 6, self.LEFT - 4, 12), right, "1")
         painter.drawText(QRectF(0, base - 8, self.LEFT - 4, 12), right, "0")
-        painter.drawText(QRectF(0, base + 8, self.LEFT - 4, 14), right, "att.")
+        painter.drawText(QRectF(0, self.TOP + self.SCORE_HEIGHT / 2 - 8, self.LEFT - 4, 14), right, "score")
+        painter.drawText(QRectF(0, base + 10, self.LEFT - 4, 14), right, "attention")
 
         # attention of each slice, as a share of the largest
         width = max((end - self.LEFT) / max(self._ends()[1] - self._ends()[0] + 1, 1) - 1, 1.5)
@@ -271,10 +272,13 @@ class ScoresView(QWidget):
 
 
 def verdict(scores: Scores) -> str:
-    """One sentence: what is present."""
-    if scores.present:
-        return f"Present: {', '.join(scores.present)}."
-    return "Nothing above its threshold."
+    """One sentence: which classes are above their thresholds, with their probabilities."""
+    rows = dict(zip(scores.classes, scores.probabilities, strict=True))
+    found = [f"{name} {rows[name]:.2f}" for name in scores.present if name != "none"]
+    if found:
+        return f"Found: {', '.join(found)}."
+    highest = max((name for name in rows if name != "none"), key=rows.__getitem__, default="")
+    return "Nothing found" + (f"; highest: {highest} {rows[highest]:.2f}." if highest else ".")
 
 
 def _ink(widget: QWidget) -> QColor:
