@@ -4,7 +4,11 @@
 prints the longest gaps between two turns of the event loop. A timer of 5 ms asks for a turn; what comes later is a
 stall that a person can feel from about 100 ms on. On Linux the time that the window's thread stood in the queue for
 a core is taken off. A busy machine lengthens gaps in other ways, too: "own work" is the longest time that the window's
-thread computed between two turns while the stage ran. Without a screen, put ``xvfb-run -a`` in front.
+thread computed between two turns. Without a screen, put ``xvfb-run -a`` in front.
+
+napari makes a layer, its controls and what draws it in one piece. "layer" are the gaps in which that happens and
+those just after, in which it is drawn for the first time; "napari alone" are the same when a copy of the layer is added
+by ``viewer.add_layer`` while nothing runs. All other columns leave them out.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import napari
+from napari.layers import Layer
+from napari.viewer import Viewer
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication
 from rich.console import Console
@@ -27,9 +34,10 @@ from napari_medai.ui.layers import volume_to_layers
 from napari_medai.ui.panel import StagePanel
 
 INTERVAL_MS = 5
-# listing devices, nothing, pressing Run, computing (longest, 99th percentile, longest of the window's own work), and
-# putting the result into the viewer
-SPANS = ("devices", "at rest", "start", "running", "99 %", "own work", "result arrives")
+# listing devices; nothing; pressing Run; computing (longest, 99th percentile, longest of the window's own work); the
+# result; the layer in the viewer, and the same without us
+SPANS = ("devices", "at rest", "start", "running", "99 %", "own work", "result", "layer", "napari alone")
+DRAWN_SECONDS = 0.4  # after which a new layer has been drawn
 RUNS = (
     ("segment", "head_mr", "brain"),
     ("classify", "head_mr", "quality"),
@@ -39,6 +47,8 @@ RUNS = (
     ("detect", "micronuclei_slide", "micronuclei"),
     ("detect", "nuclei_3d", "blobs3d"),
 )
+
+Span = tuple[float, float]  # of time, in seconds
 
 
 @dataclass
@@ -61,15 +71,30 @@ class Watch:
             waited = int(self._queue.read().split()[1]) * 1e-9
         self.turns.append((time.perf_counter(), waited, time.thread_time()))
 
-    def gaps(self, start: float, end: float) -> list[float]:
-        """Milliseconds between neighbouring turns that begin in a span of time, without waiting for a core."""
-        pairs = zip(self.turns, self.turns[1:], strict=False)
-        return [1000 * ((b - a) - (d - c)) for (a, c, _), (b, d, _) in pairs if start <= a < end]
+    def gaps(self, start: float, end: float, but: Sequence[Span] = (), *, work: bool = False) -> list[float]:
+        """Milliseconds between neighbouring turns that begin in a span of time and touch none of others.
 
-    def work(self, start: float, end: float) -> list[float]:
-        """Milliseconds that the window's thread computed between neighbouring turns that begin in a span of time."""
-        pairs = zip(self.turns, self.turns[1:], strict=False)
-        return [1000 * (b[2] - a[2]) for a, b in pairs if start <= a[0] < end]
+        Without waiting for a core; ``work`` gives what the window's thread computed between them.
+        """
+        found = []
+        for (a, queue_a, work_a), (b, queue_b, work_b) in zip(self.turns, self.turns[1:], strict=False):
+            if start <= a < end and not any(a <= last and b >= first for first, last in but):
+                found.append(1000 * (work_b - work_a if work else (b - a) - (queue_b - queue_a)))
+        return found
+
+    def during(self, spans: Sequence[Span]) -> float:
+        """The longest gap that touches one of some spans of time."""
+        everything = (self.turns[0][0], self.turns[-1][0])
+        return max(set(self.gaps(*everything)) - set(self.gaps(*everything, spans)), default=0.0)
+
+
+def inserted(viewer: Viewer) -> list[Span]:
+    """Grows by a span of time whenever the viewer is given a layer: until it has been drawn."""
+    spans: list[Span] = []
+    begun: list[float] = []
+    viewer.layers.events.inserting.connect(lambda _: begun.append(time.perf_counter()))
+    viewer.layers.events.inserted.connect(lambda _: spans.append((begun[-1], time.perf_counter() + DRAWN_SECONDS)))
+    return spans
 
 
 def turn(seconds: float) -> None:
@@ -81,11 +106,11 @@ def turn(seconds: float) -> None:
 
 
 def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float] | str:
-    """Run one stage; longest gaps in ms: while devices are listed, at rest, in the run, as the result arrives."""
+    """Run one stage: seconds, and the longest gaps in ms by the names of `SPANS`; or why it cannot be run."""
     viewer = napari.Viewer(title="responsiveness")
     try:
         for layer in volume_to_layers(sample(name)):
-            viewer.add_layer(napari.layers.Layer.create(*layer))
+            viewer.add_layer(Layer.create(*layer))
         panel = StagePanel(viewer, stage)
         viewer.window.add_dock_widget(panel, name=stage)
         if not panel.models.choose(model):
@@ -95,6 +120,7 @@ def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float]
         panel.devices.look()  # asks the worker, which imports torch for that
         while panel.devices.count() == 2 and panel.devices.itemText(0) == "Automatic":
             turn(0.1)
+        scans, ours = list(viewer.layers), inserted(viewer)
         before = time.perf_counter()
         turn(1.0)
         pressed = time.perf_counter()
@@ -109,19 +135,26 @@ def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float]
                 last = time.perf_counter()
         arrived = time.perf_counter()
         turn(1.0)
-        if panel.outcome.result is None and not panel.earlier:
+        made = [layer for layer in viewer.layers if layer not in scans]
+        if panel.outcome.result is None and not made:
             return panel.status.text()
         ended = time.perf_counter()
-        running = watch.gaps(started, last)
+        theirs = inserted(viewer)
+        for layer in made:
+            viewer.add_layer(Layer.create(*layer.as_layer_data_tuple()))
+        turn(1.0)
+        running = watch.gaps(started, last, ours)
         return {
             "seconds": arrived - pressed,
             "devices": max(watch.gaps(opened, before), default=0.0),
             "at rest": max(watch.gaps(before, pressed), default=0.0),
-            "start": max(watch.gaps(pressed, started), default=0.0),
+            "start": max(watch.gaps(pressed, started, ours), default=0.0),
             "running": max(running),
             "99 %": statistics.quantiles(running, n=100)[98],
-            "own work": max(watch.work(started, last)),
-            "result arrives": max(watch.gaps(last, ended), default=0.0),
+            "own work": max(watch.gaps(started, last, ours, work=True)),
+            "result": max(watch.gaps(last, ended, ours), default=0.0),
+            "layer": watch.during(ours[: len(made)]),
+            "napari alone": watch.during(theirs),
         }
     finally:
         viewer.close()
