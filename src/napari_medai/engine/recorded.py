@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from napari_medai.engine.shapes import aten, shaped
+from napari_medai.engine.shapes import shaped
+
+aten = torch.ops.aten
 
 
 class NotRecordable(Exception):

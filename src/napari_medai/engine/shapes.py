@@ -94,7 +94,7 @@ def _each(args: Sequence[Any], truth: bool) -> torch.Tensor | None:
     numbers = [t for t in tensors if t.dtype != torch.bool]
     if len({t.dtype for t in numbers}) != 1 or not numbers[0].is_floating_point():
         return None
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
     full = [t for t in tensors if t.shape == shape]
     kind = torch.bool if truth else numbers[0].dtype
     # not with numbers that stand for several
