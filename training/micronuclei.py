@@ -49,7 +49,7 @@ SPEC = ModelSpec(
     accepts=Accepts(ndim=(2,), modality=("fluorescence",), min_size=32),
     prepare=Prepare(object_diameter=TARGET, normalise="percentile", low=LOW, high=HIGH, clip=False),
     gives=Gives(kind="boxes", labels=(Label(value=1, name="micronucleus"),)),
-    tiling=Tiling(size=(512, 512), overlap=0.25, multiple=16),
+    tiling=Tiling(size=(512, 512), overlap=0.25, multiple=16, empty=0.02),
     runner="micronuclei",
     network=NETWORK,
     weights=WEIGHTS.name,

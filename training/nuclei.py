@@ -53,7 +53,7 @@ SPEC = ModelSpec(
     accepts=Accepts(ndim=(2,), modality=("fluorescence",), min_size=32),
     prepare=Prepare(object_diameter=TARGET, normalise="percentile", low=LOW, high=HIGH, clip=False),
     gives=Gives(kind="instances", labels=(Label(value=1, name="nucleus"),)),
-    tiling=Tiling(size=(512, 512), overlap=0.25, multiple=16),
+    tiling=Tiling(size=(512, 512), overlap=0.25, multiple=16, empty=0.03),
     runner="nuclei",
     network=NETWORK,
     weights=WEIGHTS.name,

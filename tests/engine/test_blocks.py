@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from benchmarks.slide import make_dicom, make_tiff
+from benchmarks.slide import make_dicom, make_tiff, make_zarr
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import from_array
 from napari_medai.engine import nuclei
@@ -210,17 +210,15 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, whole(maps, (400, 260)))
 
 
-def test_three_kinds_of_file_have_the_same_nuclei(tmp_path: Path, monkeypatch) -> None:
+def test_three_kinds_of_file_have_the_same_nuclei(tmp_path: Path) -> None:
     import napari_medai as medai
-    from napari_medai.stages import common
 
     pixels = np.asarray(sample("micronuclei_slide").array)[200:560, 300:700]
     paths = [tmp_path / name for name in ("a.ome.tif", "a.ome.zarr", "full", "sparse")]
     make_tiff(paths[0], pixels, 64)
-    medai.save(from_array(pixels, spacing=(0.5, 0.5), units="um"), paths[1])
+    make_zarr(paths[1], pixels, levels=2)
     make_dicom(paths[2], pixels, 64)
     make_dicom(paths[3], pixels, 64, sparse=True)
-    monkeypatch.setattr(common, "LARGEST_WHOLE", 1000)
     masks = []
     for path in paths:
         volume = medai.open(path)
@@ -234,10 +232,51 @@ def test_three_kinds_of_file_have_the_same_nuclei(tmp_path: Path, monkeypatch) -
     for mask in masks[1:]:
         np.testing.assert_array_equal(mask.labels.numpy(), masks[0].labels.numpy())
         np.testing.assert_array_equal(mask.table["count"], masks[0].table["count"])
-    # and the same as where the image is held as a whole
-    monkeypatch.undo()
+    # and the same as of an image in memory
     again = medai.segment(from_array(pixels, modality="fluorescence"), "nuclei")
     np.testing.assert_array_equal(again.labels.numpy(), masks[0].labels.numpy())
+
+
+@pytest.fixture(scope="module")
+def on_glass():
+    """Real nuclei in the middle of a slide that is camera noise for the rest."""
+    field = np.asarray(sample("micronuclei_slide").array)[200:460, 300:560]
+    noise = np.random.default_rng(0).normal(field.min(), 8, (900, 900)).round()
+    noise[320:580, 320:580] = field
+    return from_array(noise.astype(np.uint16), modality="fluorescence")
+
+
+def told_of_ground(name: str, empty: float | None):
+    model = load_model(name)
+    tiling = model.spec.tiling.model_copy(update={"empty": empty})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"tiling": tiling})})
+
+
+@pytest.mark.parametrize("name", ["nuclei", "micronuclei"])
+def test_windows_of_noise_are_left_out_and_nothing_changes(on_glass, name) -> None:
+    import napari_medai as medai
+
+    assert load_model(name).spec.tiling.empty
+    stage = {"nuclei": medai.segment, "micronuclei": medai.detect}[name]
+    some = stage(on_glass, name, diameter=34, tile=192)
+    every = stage(on_glass, told_of_ground(name, None), diameter=34, tile=192)
+    assert some.provenance.tiles < 0.8 * every.provenance.tiles
+    if name == "nuclei":
+        np.testing.assert_array_equal(some.labels.numpy(), every.labels.numpy())
+        assert some.labels.numpy().max() > 10
+    else:
+        np.testing.assert_array_equal(some.centres, every.centres)
+        np.testing.assert_array_equal(some.sizes, every.sizes)
+        assert len(some.scores) > 5
+
+
+def test_ground_in_which_the_network_finds_nuclei_is_none(on_glass) -> None:
+    import napari_medai as medai
+
+    some = medai.segment(on_glass, told_of_ground("nuclei", 5.0), diameter=34, tile=192)
+    assert any("not all background" in note for note in some.provenance.notes)
+    expected = medai.segment(on_glass, "nuclei", diameter=34, tile=192)
+    np.testing.assert_array_equal(some.labels.numpy(), expected.labels.numpy())
 
 
 def test_cancelled_between_tiles() -> None:

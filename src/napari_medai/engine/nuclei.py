@@ -7,6 +7,7 @@ from its top to its bottom, so that a slide takes the memory of its width and no
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,8 @@ def segment_nuclei(volume: Volume, run: Run, params: Any, block: tuple[int, int]
             run.note(f"went on at row {store.finished} of {height}, where an earlier run ended")
         if store.finished < height:
             made = Made(store.held_bytes / 2**20, between_mb=blocks.memory_mb)
-            run.stream(seen, blocks.take, begin=blocks.begin, made=lambda channels: made)
+            run.decided = partial(_found, threshold=how.foreground_threshold)
+            run.stream(seen, blocks.take, begin=blocks.begin, made=lambda channels: made, empty=run.spec.tiling.empty)
         blocks.close()
         complete = True
     finally:
@@ -125,11 +127,17 @@ def detect_micronuclei(volume: Volume, run: Run, params: Any) -> Found:
     seen, _ = at_object_size(volume.array, run, params.diameter)
     own, grid = (volume.size("y"), volume.size("x")), (seen.shape[1], seen.shape[2])
     found = PeakRows(threshold, grid)
-    run.stream(seen, lambda first, scores: found.take(first, scores[:3]))
+    run.decided = partial(_found, threshold=threshold)
+    run.stream(seen, lambda first, scores: found.take(first, scores[:3]), empty=run.spec.tiling.empty)
     peaks = detections(*found.result(), min_distance=apart)
     centres = rescaled_to_original(peaks.centres, grid, own)
     sizes = peaks.sizes * (np.array(own) / np.array(grid))
     return Found(centres, sizes, [run.spec.gives.labels[0].name] * len(peaks), peaks.scores)
+
+
+def _found(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Where there may be objects: the first channel comes half way to the threshold."""
+    return scores[0] >= threshold / 2
 
 
 def probe_nuclei(volume: Volume, run: Run) -> Probe:

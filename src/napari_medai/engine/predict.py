@@ -39,6 +39,8 @@ class Observer(Protocol):
 
     progress: Progress
     precision: str
+    # (K, \*tile) scores -> what is made of them: labels that have to stay the same
+    decided: Callable[[torch.Tensor], torch.Tensor]
 
     def tile_done(self, count: int) -> None:
         """Tiles went through the network."""
@@ -267,7 +269,7 @@ def _agreed(network: Network, pixels: torch.Tensor, out: torch.Tensor, observer:
     while observer.precision in HALF and out.shape[1] > 1:
         with _autocast(pixels.device, None):
             exact = network(pixels).float()
-        share = float((exact.argmax(1) == out.argmax(1)).float().mean())
+        share = float((observer.decided(exact[0]) == observer.decided(out[0])).float().mean())
         if share >= AGREEMENT:
             return out
         observer.lower_precision_failed(f"half precision changed {1 - share:.2%} of the first tile's labels")
@@ -321,14 +323,14 @@ class Ground:
         if self._empty is None or self._labels is not None:
             return
         flat = torch.full_like(like[None], self._empty)
-        self._labels = _labels(forward(self._network, flat, self._observer)[0])
+        self._labels = self._observer.decided(forward(self._network, flat, self._observer)[0])
         self._observer.tile_done(1)
 
     def compare(self, brightness: float, values: torch.Tensor) -> None:
         """Look whether a dark tile's labels are those of a tile of one value alone."""
         if self._empty is None or self._labels is None:
             return
-        if torch.equal(_labels(values), self._labels):
+        if torch.equal(self._observer.decided(values), self._labels):
             self._level = max(self._level, brightness)
             return
         # the level first: the thread that cuts the next tiles looks at both
@@ -336,7 +338,7 @@ class Ground:
         self._observer.note("dark tiles are not all background to this network: none is left out from here on")
 
 
-def _labels(values: torch.Tensor) -> torch.Tensor:
+def winning(values: torch.Tensor) -> torch.Tensor:
     """The winning class of (K, \\*tile); one channel holds it already."""
     return values.argmax(0) if len(values) > 1 else values[0]
 

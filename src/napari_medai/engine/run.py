@@ -26,6 +26,7 @@ from napari_medai.engine.isolated_limits import inside
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.peak import RunMemory
 from napari_medai.engine.planning import Made, Room, room
+from napari_medai.engine.predict import winning
 from napari_medai.engine.streaming import Asked, Cutting, stream
 from napari_medai.engine.sweep import Take
 from napari_medai.engine.weights import forget, load_network
@@ -57,6 +58,10 @@ class Run:
     precision : str
         ``"float32"``; on CUDA ``"float16 (autocast)"``, the default there, or ``"bfloat16 (autocast)"``. A runner whose
         network needs it sets ``"float32"`` before it predicts.
+    decided : callable
+        What comes out of a tile's scores (K, \\*tile), in which half precision must agree with float32, and background
+        that is left out with background that is not. Default: the class of the largest score. A runner whose network's
+        channels are no classes sets another before it predicts.
     tiles : int
         Number of tiles that went through a network.
     frames : int
@@ -74,6 +79,7 @@ class Run:
         self.notes: list[str] = []
         self.device = choose_device(params.device)
         self.precision = "float16 (autocast)" if self.device.type == "cuda" else "float32"
+        self.decided: Callable[[torch.Tensor], torch.Tensor] = winning
         self.tiles, self.frames = 0, 1
         self.planned = False
         self._started = time.perf_counter()
