@@ -20,7 +20,7 @@ from napari_medai.core.geometry import scaling
 from napari_medai.io.dicom.decoding import stored_frame
 from napari_medai.io.dicom.headers import Header, frame_count, integers, items, number, numbers, text
 from napari_medai.io.dicom.pixels import PixelFile
-from napari_medai.io.lazy import CACHE
+from napari_medai.io.lazy import PlaneCache
 
 if TYPE_CHECKING:
     from napari_medai.io.dicom.frames import Frame
@@ -29,6 +29,8 @@ SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 # Chunks of several tiles, about as wide as this: fewer to handle, and none larger than a screen.
 _CHUNK = 1024
 _WHITE = 255
+# Decoded tiles: what a large screen shows several times over. A run reads each once and would fill any cache in vain.
+_TILES = PlaneCache(2**27)
 # A pixel matrix of more pixels along a side than this is taken for damage (a slide at 0.1 um has 750,000).
 _LARGEST = 1 << 22
 # So is one with more empty tiles than these for each stored one (a slide with a few cells stores one in fifty).
@@ -266,7 +268,7 @@ class Mosaic:
         def decode() -> NDArray[Any]:
             return np.ascontiguousarray(stored_frame(self.files[name], frame)[..., : 3 if self.colour else None])
 
-        return CACHE.get((self.name, name, frame), decode)
+        return _TILES.get((self.name, name, frame), decode)
 
     def lazy(self) -> da.Array:
         """A dask array in chunks of whole tiles."""
