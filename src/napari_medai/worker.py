@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
+
 from napari_medai.core.errors import MedaiError, WorkerError
 from napari_medai.core.plan import Plan
 from napari_medai.core.result import Result
@@ -221,8 +223,6 @@ def _heard(inbox: queue.SimpleQueue[tuple[str, Any]], progress: Progress) -> tup
         elif kind == "partial":
             path, where = what
             if path not in seen:
-                import numpy as np
-
                 seen[path] = np.load(path, mmap_mode="r")
             progress.partial(seen[path], where)
         else:

@@ -13,7 +13,7 @@ import pytest
 from standins import Runner
 
 from napari_medai.stages import STAGES
-from napari_medai.ui import running
+from napari_medai.ui import partial, running
 from napari_medai.ui.panel import StagePanel
 
 
@@ -98,6 +98,25 @@ def test_a_layer_that_napari_fails_to_change_goes_and_is_told(panel: StagePanel,
     panel.start()
     qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
     assert [layer.name for layer in layers] == ["head", "head brain"]
+
+
+def test_labels_of_more_than_napari_draws_at_once_are_seen_at_the_end(
+    panel: StagePanel, runner: Runner, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "_MOST_PIXELS", 20 * 30)  # a slice of it, not the volume
+    layers, dims = panel._viewer.layers, panel._viewer.dims
+    for ndisplay, seen in ((2, 1), (3, 0)):
+        dims.ndisplay = ndisplay
+        before = len(layers)
+        runner.does(hold=True, partial=True)
+        panel.start()
+        first = panel._running.runs[0]
+        qtbot.waitUntil(lambda first=first: first.job.found is not None, timeout=20_000)
+        qtbot.wait(500)
+        assert len(layers) == before + seen
+        runner.go()
+        qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+        assert len(layers) == before + 1
 
 
 def test_estimates_are_offered_of_runs_that_have_tiles(panel: StagePanel, runner: Runner, qtbot: Any) -> None:

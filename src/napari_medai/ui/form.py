@@ -111,6 +111,7 @@ class Form(QWidget):
             spin.setSpecialValueText("auto")
         spin.setValue(field.default)
         spin.setKeyboardTracking(False)
+        spin.setAlignment(Qt.AlignmentFlag.AlignCenter)  # as those of napari
         # a row of a dock is narrow, and a billion as upper limit would make it wide
         spin.setMinimumWidth(60)
         spin.setFocusPolicy(Qt.FocusPolicy.StrongFocus)

@@ -35,8 +35,8 @@ from napari_medai.ui.working import Working
 if TYPE_CHECKING:
     import napari.viewer
 
-_COLUMNS = ("Model", "State", "Stage", "Made for", "Size", "Licence")
-_WIDEST = 220
+# and how wide each may be
+_COLUMNS = {"Model": 190, "State": 130, "Stage": 80, "Made for": 130, "Size": 80, "Licence": 130}
 _PACKAGES = "Models (*.zip *.yaml *.onnx *.pt *.pth *.ts *.pt2 *.safetensors);;All files (*)"
 
 
@@ -53,6 +53,7 @@ class ModelsDock(QWidget):
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels(list(_COLUMNS))
         self.tree.setRootIsDecorated(False)
+        self.tree.setStyleSheet("QTreeView::item { padding: 2px 0 }")
         self.tree.currentItemChanged.connect(lambda *_: self._on_row())
         self.card = CardText()
         self.do_button = self._button("Download", self.do)
@@ -96,9 +97,9 @@ class ModelsDock(QWidget):
     def _filled(self, found: list[ModelRow], chosen: str) -> None:
         self.rows = found
         self._show()
-        for column in range(len(_COLUMNS)):
+        for column, widest in enumerate(_COLUMNS.values()):
             self.tree.resizeColumnToContents(column)
-            self.tree.setColumnWidth(column, min(self.tree.columnWidth(column), _WIDEST))
+            self.tree.setColumnWidth(column, min(self.tree.columnWidth(column), widest))
         self.go_to(chosen)
 
     def _show(self, *_: Any) -> None:

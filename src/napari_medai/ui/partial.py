@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +18,18 @@ from napari_medai.ui.running import Run
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-# How often what is visible is drawn anew; where that takes long (a volume in 3-D), this share of the time at most
+# How often what is visible is drawn anew; where that takes long, this share of the time at most
 _SECONDS_BETWEEN = 0.5
 _SHARE = 0.05
+# napari looks at each pixel that it draws: of more (a large slide, a volume in 3-D) the window would stand still
+_MOST_PIXELS = 2**22
 
 
 class Partial:
     """The layer of one run that gives labels.
 
-    napari needs a quarter of a second to make a layer of labels, and as long to remove one. Hence it is made when Run
-    is pressed, not while the network computes, and stays for the result.
+    napari needs a quarter of a second to make a layer of labels, and as long to remove one. Hence it is made as the run
+    begins, not while the network computes, and stays for the result.
 
     Parameters
     ----------
@@ -46,6 +49,8 @@ class Partial:
 
     def look(self) -> None:
         """Make the layer, or show what was found since the last time if it is time to."""
+        if self._pixels > _MOST_PIXELS:
+            return
         if not self._begun:
             self._begun = True
             self._add()
@@ -96,6 +101,13 @@ class Partial:
         layer, self.layer = self.layer, None
         if layer is not None and layer in self._viewer.layers:
             self._viewer.layers.remove(layer)
+
+    @property
+    def _pixels(self) -> int:
+        """How many are drawn at once."""
+        dims = self._viewer.dims
+        shape = (1,) * (dims.ndim - len(self._shape)) + self._shape
+        return prod(shape[axis] for axis in dims.displayed)
 
     @property
     def _shape(self) -> tuple[int, ...]:

@@ -235,7 +235,7 @@ class ScoresView(QWidget):
         self._heading = QWidget()
         row = QHBoxLayout(self._heading)
         row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(QLabel("Slices:"))
+        row.addWidget(QLabel("Class shown"))
         row.addWidget(self.classes, 1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
