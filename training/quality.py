@@ -194,7 +194,7 @@ def write_description(weights: Path) -> None:
     """Write ``medai-model.yaml`` beside the weights."""
     spec = ModelSpec(
         id="quality",
-        title="Image quality: what is wrong with this image?",
+        title="Image quality",
         summary="Noise, blur, motion, ghosting, bias field and clipping, in an image or a volume; several can hold.",
         stage="classify",
         accepts=Accepts(ndim=(2, 3), min_size=16),
