@@ -21,9 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,8 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks import nnunet_peer, start
+from benchmarks import slide as slides
 from benchmarks.memory import fresh
 from benchmarks.windows import MANY, SCAN, grid
 
@@ -115,7 +115,8 @@ def classes(wish: Wish) -> Iterator[Line]:
         return
     size: dict[str, Any] = {"shape": (6, 68, 68), "out_shape": (6, 128, 128)} if wish.quick else {}
     for kind, what in (("organs", "organs"), ("smooth", "borders everywhere")):
-        yield _beside(f"{work}, {what}", peer, [_peer("stage", kind=kind, **size) for _ in range(wish.repeats)], 0.15)
+        runs = [nnunet_peer.stage(kind=kind, **size) for _ in range(wish.repeats)]
+        yield _beside(f"{work}, {what}", peer, runs, 0.15)
 
 
 def nnunet(wish: Wish) -> Iterator[Line]:
@@ -126,7 +127,7 @@ def nnunet(wish: Wish) -> Iterator[Line]:
         return
     shape = (48, 96, 96) if wish.quick else (160, 256, 256)
     patch: dict[str, Any] = {"patch": (32, 32, 32), "features": (8, 16, 32)} if wish.quick else {}
-    runs = [_peer("predictor", shape=shape, device=wish.device, **patch) for _ in range(wish.repeats)]
+    runs = [nnunet_peer.predictor(shape=shape, device=wish.device, **patch) for _ in range(wish.repeats)]
     work = f"nnU-Net 3d_fullres, CT-like phantom of {'x'.join(map(str, shape))}, no mirroring"
     yield _beside(f"{work}: time", peer, runs, 0.4 if wish.device == "cuda" else 0.7)
     sides = {side: [run[side] for run in runs] for side in ("ours", "theirs")}
@@ -149,10 +150,7 @@ def overhead(wish: Wish) -> Iterator[Line]:
 
 def slide(wish: Wish) -> Iterator[Line]:
     """Nuclei of a whole slide against a crop that is held in memory, scaled."""
-    if not find_spec("benchmarks.slide"):
-        yield Line("30,000 x 30,000 slide", "")
-        return
-    found = import_module("benchmarks.slide").compare(**({"edge": 6000, "tissue": 1.0} if wish.quick else {}))
+    found = slides.compare(**({"edge": 6000, "tissue": 1.0} if wish.quick else {}))
     whole, crop = _good(found["slide"]), _good(found["crop"])
     work = f"nuclei of a slide of {found['edge']:,} x {found['edge']:,} pixels, {whole['tissue']:.0%} tissue"
     peer = f"a crop of {crop['pixels'] / 1e6:.0f} megapixels, scaled"
@@ -163,29 +161,15 @@ def slide(wish: Wish) -> Iterator[Line]:
     )  # fmt: skip
     peak = whole["peak_rss_mb"]
     yield Line(
-        f"{work}: peak memory of the process",
-        peer,
-        _gib(peak),
-        _gib(crop["peak_rss_mb"]),
-        "",
-        "< 3 GB",
+        f"{work}: peak memory of the process", peer, _gib(peak), _gib(crop["peak_rss_mb"]), "", "< 3 GB",
         peak * 2**20 < 3e9,
-    )
+    )  # fmt: skip
     yield Line(f"{work}: nuclei", peer, f"{whole['objects']:,}", f"{crop['objects']:,}")
 
 
-def others(name: str) -> Callable[[Wish], Iterator[Line]]:
-    """A row that stands in a file of its own: ``lines(quick) -> list of dict`` of `Line`'s fields."""
-
-    def row(wish: Wish) -> Iterator[Line]:
-        module = import_module(f"benchmarks.{name}") if find_spec(f"benchmarks.{name}") else None
-        if not hasattr(module, "lines"):
-            yield Line(name, "")
-            return
-        for fields in module.lines(quick=wish.quick):  # type: ignore[union-attr]
-            yield Line(**fields)
-
-    return row
+def starting(wish: Wish) -> Iterator[Line]:
+    """What importing and napari's start take."""
+    yield from (Line(**fields) for fields in start.lines(wish.quick))
 
 
 ROWS: dict[str, Callable[[Wish], Iterator[Line]]] = {
@@ -194,7 +178,7 @@ ROWS: dict[str, Callable[[Wish], Iterator[Line]]] = {
     "nnunet": nnunet,
     "overhead": overhead,
     "slide": slide,
-    "start": others("start"),
+    "start": starting,
 }
 
 
@@ -215,11 +199,6 @@ def _fitted(wish: Wish) -> str:
     if not folder.exists():
         _good(fresh("benchmarks.windows:fit", folder=str(folder), steps=10 if wish.quick else 80))
     return str(folder)
-
-
-def _peer(what: str, **given: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(import_module("benchmarks.nnunet_peer"), what)(**given)
-    return found
 
 
 def _good(found: dict[str, Any]) -> dict[str, Any]:

@@ -161,8 +161,10 @@ def test_another_result_and_the_scan(mask, oblique_scan, tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ReadError, match="neither a file"):
+    with pytest.raises(ReadError, match="does not exist"):
         verify(tmp_path / "none.nii")
+    with pytest.raises(ReadError, match="neither a file"):
+        verify(tmp_path)
 
 
 def test_command(mask, tmp_path, command):

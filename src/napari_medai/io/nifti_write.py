@@ -108,7 +108,7 @@ def stored_dtype(array: Any, is_labels: bool) -> np.dtype[Any]:
         return np.dtype(np.float32)
     if dtype.kind not in "iu":
         raise WriteError(f"Pixels of type {dtype} cannot be written; turn them into real numbers first.")
-    if not is_labels and dtype.itemsize < 8:
+    if dtype == np.uint8 or (not is_labels and dtype.itemsize < 8):
         return dtype
     low, high = int(array.min()), int(array.max())
     kinds = (np.uint8, np.uint16, np.uint32) if is_labels and low >= 0 else (np.int16, np.int32)

@@ -119,6 +119,8 @@ def verify(
         A file cannot be read at all.
     """
     path = Path(result).expanduser()
+    if not path.exists():
+        raise ReadError(f"{path} does not exist; check the path.")
     if not path.is_file() and not (path.is_dir() and (files_of(path) or _is_zarr(path))):
         raise ReadError(f"{path.name} is neither a file that can be verified, a folder of DICOM files nor an OME-Zarr.")
     report = _compare(path, expected)
