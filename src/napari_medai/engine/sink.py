@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,11 +56,17 @@ class LabelSink:
         Whether ``oriented`` is the image's own grid; if not, labels stay on the network's and nobody sees them yet.
     how : str or sequence of str
         See `slabs.Undo`.
+    box : sequence of slice
+        Which part of ``oriented`` the scores lie on; labels around it are 0. Default: all.
+    half : bool
+        Whether scores that come in half precision are compared in it, see `slabs.Undo`.
+    weights : str
+        What tells the weights from others, where the description has no sha256 of them.
 
     Attributes
     ----------
     begin : int
-        First plane of scores that is needed; above 0 where an earlier run is gone on with.
+        First plane of scores that is needed; above 0 where an earlier run is gone on with, or after `rewind`.
     store : Store
         Where the labels are.
     """
@@ -76,30 +83,35 @@ class LabelSink:
         axis: int = 0,
         on_image: bool = True,
         how: How | Sequence[How] = "linear",
+        box: Sequence[slice] = (),
+        half: bool = False,
+        weights: str = "",
     ) -> None:
         self._run, self._axis, self._turned, self._decide = run, axis, turned, decide
-        self._on_image = on_image
+        self._on_image, self._half = on_image, half
         self._oriented = tuple(oriented)
+        self._box = tuple(box) or tuple(slice(0, n) for n in oriented)
         ways: tuple[How, ...] = (how,) * len(shape) if isinstance(how, str) else tuple(how)
         self._store_axis = turned.order[axis] if turned is not None else axis
         image = run.volume.spatial_shape if on_image else tuple(oriented)
         # a folder holds the labels of one image, not of a series
         path = run.progress.store if on_image and "t" not in run.volume.axes else None
+        # what is finished is counted along the sweep, and means something on these grids alone
+        grids = f"{tuple(shape)} {self._oriented} {self._box} {turned} {axis} {ways}"
         self.store: Store = choose_store(
             image,
             dtype,
             path,
-            identity(run) if path is not None else None,
+            identity(run) | {"weights": weights, "grids": grids} if path is not None else None,
             _LABELS_SHARE * run.room().free_mb,
             run.note,
             sweep=self._store_axis,
         )
-        grids = [_first(list(part), axis) for part in (shape, oriented, ways)]
-        done = self.store.finished
-        self._undo: Undo | None = None
-        self._make_undo = partial(Undo, grids[0], grids[1], how=grids[2], begin=min(done, oriented[axis]))
-        self.begin = self._make_undo(Decide((0,))).next
-        if done:
+        boxed = [place.stop - place.start for place in self._box]
+        old, new, along = (_first(list(part), axis) for part in (shape, boxed, ways))
+        self._make_undo = partial(Undo, old, new, how=along)
+        self.rewind()
+        if done := self.store.finished:
             run.note(f"went on from plane {done} of {oriented[axis]}, which an earlier run had finished")
 
     @property
@@ -110,8 +122,8 @@ class LabelSink:
     def made(self, channels: int) -> Made:
         """What it takes of memory for so many channels of scores."""
         between, taking = self._make_undo(self._decide(channels)).memory()
-        # of two classes the difference is looked at
-        taking += PIECE_BYTES // 2 if channels == 2 else 0
+        if channels == 2:  # the difference is looked at
+            taking += min(PIECE_BYTES, 8 * prod(self._oriented)) // 2
         return Made(self.store.held_bytes / _MIB, between / _MIB, taking / _MIB)
 
     @property
@@ -119,17 +131,35 @@ class LabelSink:
         """Whether an earlier run had finished everything."""
         return self.store.finished >= self._oriented[self._axis]
 
+    def rewind(self) -> None:
+        """Forget scores of which the labels are not finished, after a failure on the way; they come again."""
+        self._undo: Undo | None = None
+        self.begin = self._make_undo(Decide((0,)), begin=self._finished).next
+
+    @property
+    def _finished(self) -> int:
+        """Planes of the box that are done."""
+        place = self._box[self._axis]
+        return len(range(place.start, min(self.store.finished, place.stop)))
+
     def take(self, first: int, scores: NDArray[np.floating]) -> None:
         """The next planes of scores, (K, planes, \\*rest); see `sweep.Take`."""
         if self._undo is None:
-            self._undo = self._make_undo(self._decide(len(scores)))
+            half = self._half and scores.dtype == np.float16
+            self._undo = self._make_undo(self._decide(len(scores)), begin=self._finished, half=half)
         for start, labels in self._undo.add(scores):
-            where: list[slice] = [slice(0, n) for n in self._oriented]
-            where[self._axis] = slice(start, start + len(labels))
-            there = self._write(where, np.moveaxis(labels, 0, self._axis))
-            self.store.mark(start + len(labels))
-            if self._on_image:
-                self._run.progress.partial(self.store.array, there)
+            self.put(start, labels)
+
+    def put(self, first: int, labels: NDArray[Any]) -> None:
+        """Final labels (planes, \\*rest), from plane ``first`` of the box on; those before it are there already."""
+        where = list(self._box)
+        low, end = where[self._axis].start + first, where[self._axis].stop
+        stop = low + len(labels)
+        where[self._axis] = slice(low, stop)
+        there = self._write(where, np.moveaxis(labels, 0, self._axis))
+        self.store.mark(stop if stop < end else self._oriented[self._axis])  # after the box nothing comes
+        if self._on_image:
+            self._run.progress.partial(self.store.array, there)
 
     def _write(self, where: list[slice], labels: NDArray[Any]) -> tuple[slice, ...]:
         """Write labels on oriented axes; where that is on the image's."""

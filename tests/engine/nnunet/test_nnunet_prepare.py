@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -12,12 +13,15 @@ import torch
 
 from napari_medai.core.errors import DeviceError, InputError, ModelError
 from napari_medai.core.geometry import from_ras, scaling
-from napari_medai.core.stage import Progress
+from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine.nnunet.back import Found, put_back
+from napari_medai.engine.nnunet.back import put_back, sink_for
 from napari_medai.engine.nnunet.prepare import Case, bounding_box, nonzero, normalise, prepare, read
+from napari_medai.engine.prepare import turn
+from napari_medai.engine.run import start
 from napari_medai.models.nnunet_labels import LabelSet
 from napari_medai.models.nnunet_stage import Channel, Resampling, StagePlan
+from napari_medai.models.spec import Accepts, Gives, Model, ModelSpec
 
 LABELS = LabelSet(heads=3, foreground=(1, 2))
 NONE = Resampling(method="none")
@@ -38,22 +42,28 @@ def scan(array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0
     return Volume(np.asarray(array, dtype=np.float32), "zyx", scaling(spacing), units="mm", modality="MR")
 
 
+MODEL = Model(
+    spec=ModelSpec(
+        id="phantom", title="Phantom", summary="For tests.", stage="segment", accepts=Accepts(ndim=(3,)),
+        gives=Gives(kind="labels"), runner="nnunet",
+    ),
+    folder=Path("nowhere"), source="test",
+)  # fmt: skip
+
+
 def labels_of(
-    logits: Any,
-    case: Case,
-    turned: StagePlan,
-    labels: LabelSet,
-    threshold: float = 0.5,
-    progress: Progress | None = None,
+    logits: Any, case: Case, volume: Volume, threshold: float = 0.5, progress: Progress | None = None
 ) -> np.ndarray:
     """Labels (z, y, x) of logits that come plane by plane."""
-    found = Found(case, turned, labels, lambda array: array, progress or Progress())
     planes = torch.as_tensor(np.asarray(logits)).float().split(1, dim=1)
-    put_back(iter(planes), case, turned, labels, threshold, found, lambda: None)
-    ahead = Found(case, turned, labels, lambda array: array, Progress())
-    put_back(iter(planes), case, turned, labels, threshold, ahead, lambda: None, ahead=2)
-    np.testing.assert_array_equal(ahead.labels, found.labels)
-    return found.labels
+    found = []
+    for beside, watching in ((False, progress or Progress()), (True, Progress())):
+        with start("segment", volume, MODEL, Params(device="cpu"), watching) as run:
+            sink = sink_for(case, run, threshold, "", on_image=True)
+            put_back(iter(planes), case, sink, threshold, lambda: None, beside)
+            found.append(sink.labels())
+    np.testing.assert_array_equal(*found)
+    return found[0]
 
 
 def test_the_box_of_what_is_not_zero_in_any_channel() -> None:
@@ -115,12 +125,12 @@ def test_images_are_turned_as_nibabel_turns_them(order: tuple[int, ...], signs: 
     image = read(volume, "NibabelIOWithReorient", "RAS")
     np.testing.assert_array_equal(image.array[0], expected.get_fdata().T)
     np.testing.assert_allclose(image.spacing, expected.header.get_zooms()[::-1], rtol=1e-6)
-    np.testing.assert_array_equal(image.undo(image.array[0]), values.T)
+    np.testing.assert_array_equal(turn(image.array[0], image.turned.inverse()), values.T)
     # opened by this package, its axes are turned; models that turn nothing see it as it was stored
     opened = volume.canonical().replace(meta={"stored_affine": volume.affine.tolist()})
     stored = read(opened, "SimpleITKIO")
     np.testing.assert_array_equal(stored.array[0], values.T)
-    np.testing.assert_array_equal(stored.undo(stored.array[0]), opened.numpy())
+    np.testing.assert_array_equal(turn(stored.array[0], stored.turned.inverse()), opened.numpy())
 
 
 def test_an_orientation_that_is_none_is_refused() -> None:
@@ -141,7 +151,8 @@ def test_prepared_and_put_back() -> None:
     pixels = np.zeros((4, 5, 6))
     pixels[1:3, 1:4, 2:6] = np.arange(1, 25).reshape(2, 3, 4)
     turned = plan(forward=(2, 0, 1), backward=(1, 2, 0))
-    case = prepare(read(scan(pixels, (3.0, 2.0, 1.0)), "SimpleITKIO"), turned, LABELS, None, lambda: None)
+    volume = scan(pixels, (3.0, 2.0, 1.0))
+    case = prepare(read(volume, "SimpleITKIO"), turned, LABELS, None, lambda: None)
     assert case.spacing == (1.0, 3.0, 2.0)
     assert (case.whole, case.cut) == ((6, 4, 5), (4, 2, 3))
     np.testing.assert_array_equal(case.tensor[0], pixels[1:3, 1:4, 2:6].transpose(2, 0, 1))
@@ -152,7 +163,7 @@ def test_prepared_and_put_back() -> None:
         def partial(self, found: np.ndarray, where: tuple[slice, ...]) -> None:
             seen.append((found, where))
 
-    found = labels_of(logits, case, turned, LABELS, progress=Watching())
+    found = labels_of(logits, case, volume, progress=Watching())
     # equal logits: the first of them
     np.testing.assert_array_equal(found, (pixels > 12.5).astype(np.uint8))
     assert found.dtype == np.uint8
@@ -163,11 +174,12 @@ def test_prepared_and_put_back() -> None:
 
 def test_regions_are_painted_in_their_order() -> None:
     regions = LabelSet(heads=2, foreground=(1, 2), region_values=(2, 1))
-    case = prepare(read(scan(np.ones((1, 1, 3))), "SimpleITKIO"), plan(), regions, None, lambda: None)
+    volume = scan(np.ones((1, 1, 3)))
+    case = prepare(read(volume, "SimpleITKIO"), plan(), regions, None, lambda: None)
     logits = [np.array([[[1.0, 1.0, -1.0]]]), np.array([[[-1.0, 0.5, 0.5]]])]
 
     def paint(threshold: float) -> list[int]:
-        return labels_of(logits, case, plan(), regions, threshold).ravel().tolist()
+        return labels_of(logits, case, volume, threshold).ravel().tolist()
 
     assert paint(0.5) == [2, 1, 1]
     assert paint(0.7) == [2, 2, 0]  # a logit of 0.5 is a probability of 0.62, of 1 it is 0.73
@@ -205,7 +217,8 @@ def test_a_spacing_that_no_memory_holds_is_refused_at_once() -> None:
 
 def test_more_than_254_labels_need_sixteen_bits() -> None:
     many = LabelSet(heads=300, foreground=tuple(range(1, 300)))
-    case = prepare(read(scan(np.ones((1, 1, 2))), "SimpleITKIO"), plan(), many, None, lambda: None)
-    found = labels_of([np.full((1, 1, 2), float(n)) for n in range(300)], case, plan(), many)
+    volume = scan(np.ones((1, 1, 2)))
+    case = prepare(read(volume, "SimpleITKIO"), plan(), many, None, lambda: None)
+    found = labels_of([np.full((1, 1, 2), float(n)) for n in range(300)], case, volume)
     assert found.dtype == np.uint16
     assert found.ravel().tolist() == [299, 299]

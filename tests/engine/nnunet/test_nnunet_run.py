@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,15 @@ import napari_medai as medai
 from napari_medai import nets
 from napari_medai.api import plan_stage
 from napari_medai.core.errors import DeviceError, ModelError
-from napari_medai.core.geometry import scaling
+from napari_medai.core.geometry import Reorientation, scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
-from napari_medai.engine.nnunet import run
+from napari_medai.engine.nnunet import run, sliding
 from napari_medai.engine.nnunet.run import checkpoint_path, chosen_folds
+from napari_medai.engine.nnunet.sliding import mirrored
 from napari_medai.engine.nnunet.spool import Spool
+from napari_medai.engine.nnunet.ways import first_way
+from napari_medai.engine.zarr_store import folder_of as folder_of_labels
 from napari_medai.models import load, nnunet
 from napari_medai.models.nnunet_stage import StagePlan
 from tests.engine.nnunet.fabricate import LABELS, Made, folder_of, make, phantom, save
@@ -164,7 +168,7 @@ def test_folds_that_do_not_fit_in_memory_together_meet_in_a_file(
 ) -> None:
     volume, model = scan()[0], load(nnunet.describe(trained, mirroring=False))
     together = medai.segment(volume, model)
-    monkeypatch.setattr(run, "held_bytes", lambda *_: 2**60)
+    monkeypatch.setattr(run, "first_way", lambda *given: replace(first_way(*given), together=1))
     apart = medai.segment(volume, model)
     np.testing.assert_array_equal(apart.labels.numpy(), together.labels.numpy())
     assert apart.provenance.tiles == together.provenance.tiles
@@ -196,7 +200,7 @@ def test_labels_are_shown_as_they_are_found(trained: Path) -> None:
 
         def partial(self, found: np.ndarray, where: tuple[slice, ...]) -> None:
             assert found.shape == (20, 28, 28)
-            assert where[1:] == (slice(0, 28), slice(0, 28))
+            assert where[1:] == (slice(1, 27), slice(1, 27))  # the box of what is not zero
             seen.append((self.tiles, where[0].stop))
 
     model = load(nnunet.describe(trained, folds="0", mirroring=False))
@@ -221,3 +225,98 @@ def test_a_run_is_planned_after_its_first_tile(trained: Path) -> None:
     assert plan.fits
     assert 50 < plan.host_mb < plan.free_host_mb
     assert 0 < plan.seconds < 600
+
+
+class Keeping(Progress):
+    """Writes labels into a folder, and stops after so many slabs of them."""
+
+    def __init__(self, store: Path, stop: int = 10**6) -> None:
+        self.store, self.left, self.notes = store, stop, list[str]()
+
+    def partial(self, found: np.ndarray, where: tuple[slice, ...]) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise Cancelled
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def slabs_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits come three planes at a time."""
+    monkeypatch.setattr(sliding, "SLAB", 3 * 4 * 20 * 28)
+
+
+def long(turned: bool, shape: tuple[int, int, int] = (48, 24, 24)) -> Volume:
+    """A phantom at another spacing than the model's; in a file whose axes run otherwise, if asked for."""
+    volume = Volume(phantom(shape, seed=3)[0][0], "zyx", scaling((1.9, 1.3, 1.6)), units="mm", modality="MR")
+    there = volume.reoriented(Reorientation((2, 0, 1), (True, False, True)))
+    return volume.replace(meta={"stored_affine": there.affine.tolist()}) if turned else volume
+
+
+@pytest.mark.usefixtures("slabs_of_three")
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_run_that_was_stopped_goes_on_from_what_is_finished(trained: Path, tmp_path: Path, turned: bool) -> None:
+    volume = long(turned, (24, 24, 48) if turned else (48, 24, 24))
+    model = load(nnunet.describe(trained, folds="0", mirroring=False))
+    whole = medai.segment(volume, model)
+    place = tmp_path / "labels"
+    with pytest.raises(Cancelled):
+        medai.segment(volume, model, progress=Keeping(place, 14))
+    second = Keeping(place)
+    resumed = medai.segment(volume, model, progress=second)
+    assert folder_of_labels(resumed.labels.array) == place
+    np.testing.assert_array_equal(resumed.labels.numpy(), whole.labels.numpy())
+    assert any("earlier run had finished" in note for note in second.notes)
+    assert 0 < resumed.provenance.tiles < 0.8 * whole.provenance.tiles
+    again = medai.segment(volume, model, progress=Keeping(place))
+    assert again.provenance.tiles == 0
+    np.testing.assert_array_equal(again.labels.numpy(), whole.labels.numpy())
+
+
+def test_other_weights_and_other_axes_are_begun_anew(trained: Path, tmp_path: Path) -> None:
+    package = shutil.copytree(trained, tmp_path / "package")
+    model = load(nnunet.describe(package, folds="0", mirroring=False, step=1.0))
+    place = tmp_path / "labels"
+    medai.segment(long(False), model, progress=Keeping(place))
+    turned = Keeping(place)
+    medai.segment(long(True), model, progress=turned)
+    (one,), (other,) = (package.rglob(f"fold_{n}/checkpoint_final.pth") for n in (0, 1))
+    other.replace(one)
+    later = Keeping(place)
+    found = medai.segment(long(True), model, progress=later)
+    assert not any("earlier run" in note for note in (*turned.notes, *later.notes))
+    np.testing.assert_array_equal(found.labels.numpy(), medai.segment(long(True), model).labels.numpy())
+
+
+@pytest.mark.usefixtures("slabs_of_three")
+def test_lack_of_memory_goes_on_from_what_is_finished(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, model = long(False), load(nnunet.describe(trained, mirroring=False))
+    expected = medai.segment(volume, model)
+    calls: list[int] = []
+
+    def short(network: Any, image: torch.Tensor, *given: Any, **others: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == expected.provenance.tiles - 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return mirrored(network, image, *given, **others)
+
+    monkeypatch.setattr(run, "mirrored", short)
+    found = medai.segment(volume, model, progress=Keeping(tmp_path / "labels"))
+    np.testing.assert_array_equal(found.labels.numpy(), expected.labels.numpy())
+    assert any("one fold after the other" in note for note in found.provenance.notes)
+    assert expected.provenance.tiles < len(calls) < 1.5 * expected.provenance.tiles
+
+
+def test_a_second_stage_goes_on_and_the_first_stays_in_memory(tmp_path: Path) -> None:
+    made = Made(configurations=("3d_lowres", "3d_cascade_fullres"), features=(4, 4, 6))
+    model, place = load(nnunet.probe(make(tmp_path / "model", made))), tmp_path / "labels"
+    whole = medai.segment(scan()[0], model)
+    with pytest.raises(Cancelled):
+        medai.segment(scan()[0], model, progress=Keeping(place, 2))
+    resumed = medai.segment(scan()[0], model, progress=Keeping(place))
+    np.testing.assert_array_equal(resumed.labels.numpy(), whole.labels.numpy())
+    assert any("earlier run had finished" in note for note in resumed.provenance.notes)

@@ -37,7 +37,7 @@ def over(
     """`slide` on the CPU, silently; its slabs one after the other."""
     networks = network if isinstance(network, list) else [network]
     passes = [partial(mirrored, one, axes=axes, check=check) for one in networks]
-    slabs = slide(image, passes, tile, heads, device=CPU, keep_on=CPU, done=lambda n, of: None, check=check, **options)
+    slabs = slide(image, passes, tile, heads, device=CPU, keep_on=CPU, done=lambda: None, check=check, **options)
     return torch.cat([slab.clone() for slab in slabs], 1)
 
 
@@ -167,6 +167,18 @@ def test_slabs_are_what_sums_of_the_whole_image_are_to_the_bit(
     expected = at_once(image, network, tile, 3, step)
     found = over(image, network, tile, 3, step=step)
     assert torch.equal(found, expected)
+    # from some plane on, with no more tiles than reach it
+    passes: list[int] = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        passes[-1] += 1
+        return network(x)
+
+    for begin in (1, 9, 16):
+        passes.append(0)
+        assert torch.equal(over(image, counted, tile, 3, step=step, begin=begin), expected[:, begin:])
+    assert passes == [tiles(image.shape[1:], tile, step, begin) for begin in (1, 9, 16)]
+    assert passes[-1] < tiles(image.shape[1:], tile, step)
     # the mean of two networks, each of which is divided by its weights first
     other = at_once(image, lambda x: network(x) * 1.7, tile, 3, step)
     both = over(image, [network, lambda x: network(x) * 1.7], tile, 3, step=step)

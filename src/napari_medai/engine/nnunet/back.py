@@ -2,93 +2,59 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import inf, log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_medai.core.stage import Progress
 from napari_medai.engine.nnunet.prepare import Case
-from napari_medai.engine.nnunet.resampling import resample, streamed
-from napari_medai.engine.slabs import Decide, Undo
+from napari_medai.engine.nnunet.resampling import resample
+from napari_medai.engine.sink import LabelSink
+from napari_medai.engine.slabs import Decide
 from napari_medai.models.nnunet_labels import LabelSet
-from napari_medai.models.nnunet_stage import StagePlan
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
 
 
-class Found:
-    """Labels of a case as they are found.
+def sink_for(case: Case, run: Run, threshold: float, weights: str, on_image: bool) -> LabelSink:
+    """Where the labels of a case go.
 
     Parameters
     ----------
     case : Case
         What they belong to.
-    plan : StagePlan
-        For the order of axes.
-    labels : LabelSet
-        Decides the type: uint8, or uint16 from 255 labels on and where a region's value needs it.
-    undo : callable
-        From (z, y, x) to the Volume's spatial axes, as a view.
-    progress : Progress
-        Shown what is new.
-
-    Attributes
-    ----------
-    whole : (k, j, i) array
-        In the plan's order of axes.
-    labels : array
-        The same on the Volume's spatial axes, a view.
+    run : Run
+        Its progress says where they are written.
+    threshold : float
+        Probability above which a voxel belongs to a region; of no effect for labels.
+    weights : str
+        Hashes of the checkpoints.
+    on_image : bool
+        Whether they are written on the Volume's own axes, and shown; else they stay in the plan's order of axes.
     """
-
-    def __init__(
-        self,
-        case: Case,
-        plan: StagePlan,
-        labels: LabelSet,
-        undo: Callable[[NDArray[Any]], NDArray[Any]],
-        progress: Progress,
-    ) -> None:
-        # nnU-Net counts the labels only; regions may have larger values
-        large = len(labels.foreground) >= 255 or max(labels.region_values, default=0) > 255
-        self.whole = np.zeros(case.whole, dtype=np.uint16 if large else np.uint8)
-        self.labels = undo(self.whole.transpose(plan.backward))
-        self._box, self._progress = case.box, progress
-        # where planes of the case lie in the image: the one axis along which their numbers change
-        number = np.broadcast_to(np.arange(case.whole[0])[:, None, None], case.whole)
-        places = undo(number.transpose(plan.backward))
-        self._axis = next((n for n, stride in enumerate(places.strides) if stride), None)
-        self._backwards = self._axis is not None and places.strides[self._axis] < 0
-
-    def write_all(self, pieces: Iterable[tuple[int, NDArray[Any]]]) -> None:
-        """Several pieces as `Undo.add` gives them."""
-        for first, planes in pieces:
-            self.write(first, planes)
-
-    def write(self, first: int, planes: NDArray[Any]) -> None:
-        """Planes (e, j, i) of what was cut out, from plane ``first`` on."""
-        start = self._box[0].start + first
-        self.whole[(slice(start, start + len(planes)), *self._box[1:])] = planes
-        where = [slice(0, n) for n in self.labels.shape]
-        if self._axis is not None:
-            stop = start + len(planes)
-            end = len(self.whole)
-            where[self._axis] = slice(end - stop, end - start) if self._backwards else slice(start, stop)
-        self._progress.partial(self.labels, tuple(where))
+    labels = case.labels
+    # nnU-Net counts the labels only; regions may have larger values
+    large = len(labels.foreground) >= 255 or max(labels.region_values, default=0) > 255
+    return LabelSink(
+        run, lambda channels: _decide(labels, threshold), np.uint16 if large else np.uint8, case.grid, case.whole,
+        case.turned if on_image else None, on_image=on_image, how=case.how or "linear", box=case.box,
+        # by splines nnU-Net comes back to the precision of the sums, and compares in that; by torch it does not
+        half=case.plan.probabilities.method == "spline" and case.grid != case.cut, weights=weights,
+    )  # fmt: skip
 
 
 def put_back(
     logits: Iterator[torch.Tensor],
     case: Case,
-    plan: StagePlan,
-    labels: LabelSet,
+    sink: LabelSink,
     threshold: float,
-    found: Found,
     check: Callable[[], None],
-    ahead: int = 0,
+    beside: bool = False,
 ) -> None:
     """Labels on the image's own voxels from a network's output.
 
@@ -98,48 +64,35 @@ def put_back(
         Slabs at the network's spacing, in ascending order; each is used up before the next is asked for.
     case : Case
         What they came from.
-    plan : StagePlan
-        The configuration.
-    labels : LabelSet
-        What channels mean.
+    sink : LabelSink
+        Where labels are written; of `sink_for`.
     threshold : float
-        Probability above which a voxel belongs to a region; of no effect for labels.
-    found : Found
-        Where labels are written.
+        As `sink_for`.
     check : callable
         Called between slabs, or channels; may raise `Cancelled`.
-    ahead : int
-        How many slabs may be asked for beyond the one in hand, which is then put back at the same time; only for slabs
-        that are not written over. Default 0.
+    beside : bool
+        Whether a slab is put back while the next is made; only for slabs that are not written over. Default False.
     """
-    how = streamed(case.tensor.shape[1:], case.cut, case.target, case.spacing, plan.probabilities)
-    if how is None:
-        found.write(0, _at_once(torch.cat([slab.clone() for slab in logits], 1), case, plan, labels, threshold, check))
+    if case.how is None:
+        sink.put(0, _at_once(torch.cat([slab.clone() for slab in logits], 1), case, threshold, check))
         return
-    undo: Undo | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="medai-undo") as pool:
-        waiting: deque[Future[list[tuple[int, NDArray[Any]]]]] = deque()
+
+    def take(slab: torch.Tensor) -> None:
+        check()
+        sink.take(sink.next, slab.numpy())
+
+    if not beside:
         for slab in logits:
-            check()
-            if undo is None:
-                # by splines nnU-Net comes back to the precision of the sums, and compares in that; by torch it does not
-                half = slab.dtype == torch.half and plan.probabilities.method == "spline" and _resized(case)
-                undo = Undo(case.tensor.shape[1:], case.cut, _decide(labels, threshold), how=how, half=half)
-            waiting.append(pool.submit(_all, undo, slab))
-            while len(waiting) > ahead:
-                found.write_all(waiting.popleft().result())
-        for slabs in waiting:
-            found.write_all(slabs.result())
-    if undo is not None:
-        undo.finish()
-
-
-def _all(undo: Undo, slab: torch.Tensor) -> list[tuple[int, NDArray[Any]]]:
-    return list(undo.add(slab))
-
-
-def _resized(case: Case) -> bool:
-    return tuple(case.tensor.shape[1:]) != case.cut
+            take(slab)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="medai-undo") as thread:
+        taken = thread.submit(check)
+        try:
+            for slab in logits:
+                taken.result()  # nothing follows planes that could not be written
+                taken = thread.submit(take, slab)
+        finally:
+            taken.result()
 
 
 def _decide(labels: LabelSet, threshold: float) -> Decide:
@@ -149,23 +102,16 @@ def _decide(labels: LabelSet, threshold: float) -> Decide:
     return Decide(labels.region_values, "above", (limit,) * labels.heads)
 
 
-def _at_once(
-    logits: torch.Tensor,
-    case: Case,
-    plan: StagePlan,
-    labels: LabelSet,
-    threshold: float,
-    check: Callable[[], None],
-) -> NDArray[Any]:
+def _at_once(logits: torch.Tensor, case: Case, threshold: float, check: Callable[[], None]) -> NDArray[Any]:
     """Labels of what was cut out from all logits (heads, k, j, i), a channel at a time."""
     found = np.zeros(case.cut, dtype=np.uint16)
     best: NDArray[Any] | None = None
-    limits: Sequence[float] = _decide(labels, threshold).thresholds
+    limits: Sequence[float] = _decide(case.labels, threshold).thresholds
     for n, channel in enumerate(logits):
         check()
-        values = resample(channel.numpy(), case.cut, case.target, case.spacing, plan.probabilities)
+        values = resample(channel.numpy(), case.cut, case.target, case.spacing, case.plan.probabilities)
         if limits:
-            found[values > limits[n]] = labels.region_values[n]
+            found[values > limits[n]] = case.labels.region_values[n]
         elif best is None:
             best = np.array(values)
         else:

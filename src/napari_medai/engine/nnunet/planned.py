@@ -1,102 +1,116 @@
-"""What a prediction will take, from its first tile."""
+"""What a prediction will take, from its first pass."""
 
 from __future__ import annotations
 
 import time
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
+from napari_medai.core.errors import DeviceError
 from napari_medai.core.plan import Plan
+from napari_medai.engine.device import release_host_memory
 from napari_medai.engine.nnunet.prepare import Case
-from napari_medai.engine.nnunet.resampling import streamed
-from napari_medai.engine.nnunet.sliding import SLAB, held_bytes, slab
+from napari_medai.engine.nnunet.sliding import SLAB, Network
+from napari_medai.engine.nnunet.ways import Way
 from napari_medai.engine.peak import Peak
-from napari_medai.engine.planning import room
-from napari_medai.engine.run import Run
-from napari_medai.models.nnunet_labels import LabelSet
-from napari_medai.models.nnunet_stage import StagePlan
+from napari_medai.engine.planning import Made
+
+if TYPE_CHECKING:
+    from napari_medai.engine.run import Run
 
 _MIB = 2**20
 
 
-class FirstTile:
-    """Measures one pass, from where it was made to `plan`.
+def planned(network: Network, case: Case, run: Run, way: Way, passes: int, made: Made) -> Network:
+    """The network; its first pass is measured and the plan of the run told, unless it was.
 
     Parameters
     ----------
+    network : callable
+        Of the first fold.
+    case : Case
+        What is predicted.
     run : Run
-        Told the plan, unless it was told one.
+        Told the plan.
+    way : Way
+        How logits are summed up.
+    passes : int
+        Of all networks over all tiles.
+    made : Made
+        What becomes of the logits.
+
+    Raises
+    ------
+    DeviceError
+        In the first pass: the run does not fit into memory.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._now = run, room(run.device, float(run.params.memory))
-        self._peak = Peak()
-        self._device_before = self._on_device()
-        self._begun = time.perf_counter()
+    def asked(image: torch.Tensor) -> torch.Tensor:
+        if run.planned:
+            return network(image)
+        cuda = run.device.type == "cuda"
+        release_host_memory()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(run.device)
+        peak, began = Peak(), time.perf_counter()
+        try:
+            logits = network(image)
+            if cuda:
+                torch.cuda.synchronize(run.device)
+        finally:
+            host = peak.close() - peak.before
+        seconds = time.perf_counter() - began
+        plan = _plan(
+            case, run, way, passes, seconds,
+            host=max(peak.before + _more_mb(case, way, made, host), run.memory.host_mb()),
+            # with the image and the sums, as far as they are there
+            on_device=torch.cuda.max_memory_allocated(run.device) / _MIB if cuda else 0.0,
+        )  # fmt: skip
+        run.planned = True
+        run.progress.planned(plan)
+        if not plan.fits:
+            raise DeviceError(f"This run does not fit into memory: {plan.advice}.")
+        return logits
 
-    def plan(
-        self, case: Case, stage: StagePlan, labels: LabelSet, tiles: int, folds: int, keep_on: torch.device, size: int
-    ) -> Plan:
-        """The plan of the run.
+    return asked
 
-        Parameters
-        ----------
-        case : Case
-            What is predicted.
-        stage, labels
-            The configuration.
-        tiles : int
-            Passes in all.
-        folds : int
-            How many have sums of their own at a time.
-        keep_on : torch.device
-            Where these are.
-        size : int
-            Bytes of each of their numbers.
-        """
-        run, now = self._run, self._now
-        seconds = time.perf_counter() - self._begun
-        grid = tuple(case.tensor.shape[1:])
-        sums = folds * held_bytes(labels.heads, grid, stage.patch, size) / _MIB
-        # planes of scores that are handed on, those that are waited with, and what is interpolated
-        planes = labels.heads * prod(grid[1:]) * (slab(labels.heads, grid[1:]) + 2)
-        back = min(planes, labels.heads * prod(grid)) * size / _MIB + 2 * SLAB / _MIB
-        if streamed(grid, case.cut, case.target, case.spacing, stage.probabilities) is None:
-            back += (2 * labels.heads * prod(grid) * size + 20 * prod(case.cut)) / _MIB
-        host = now.held_mb + 2 * prod(case.whole) * (1 if len(labels.foreground) < 255 else 2) / _MIB
-        host += max(self._peak.close() - now.held_mb, back)
-        device = 0.0
-        if run.device.type == "cuda":
-            device = now.held_device_mb + self._on_device() - self._device_before
-        if keep_on.type == "cuda":
-            device += sums
-        else:
-            host += sums
-        host = max(host, run.memory.host_mb())
-        fits = host <= now.limit_mb and device <= now.limit_device_mb + 1e-6
-        return Plan(
-            device=str(run.device),
-            tile=stage.patch,
-            batch=1,
-            tiles=tiles * run.frames,
-            precision=run.precision,
-            accumulator="host" if keep_on.type == "cpu" else "device",
-            sums="float16" if size == 2 else "float32",
-            channels=labels.heads,
-            host_mb=host,
-            device_mb=device,
-            free_host_mb=now.limit_mb,
-            free_device_mb=now.limit_device_mb,
-            seconds=seconds * tiles * run.frames,
-            fits=fits,
-            advice=""
-            if fits
-            else f"{max(host, device) / 1024:.1f} GiB would do; close other programs, cut the image, or take a "
-            "configuration of larger voxels",
-        )
 
-    def _on_device(self) -> float:
-        if self._run.device.type != "cuda":
-            return 0.0
-        return float(torch.cuda.max_memory_allocated(self._run.device) / _MIB)
+def _more_mb(case: Case, way: Way, made: Made, pass_mb: float) -> float:
+    """Memory of the machine that a run takes above what it holds before its first pass, MiB."""
+    numbers = case.labels.heads * prod(case.grid)
+    back = made.between_mb + made.taking_mb
+    if case.how is None:  # all logits, and channels of them in double precision
+        back = (2 * numbers * way.sums.itemsize + 20 * prod(case.cut)) / _MIB
+    elif way.keep_on.type != "cpu":
+        back += 2 * min(SLAB, numbers) * way.sums.itemsize / _MIB  # a copy that waits, and one that is put back
+    sums = way.held_mb(case) if way.keep_on.type == "cpu" else 0.0
+    return made.kept_mb + sums + max(pass_mb, back)
+
+
+def _plan(case: Case, run: Run, way: Way, passes: int, seconds: float, host: float, on_device: float) -> Plan:
+    """The plan, from the peaks of memory, MiB, and the seconds of a pass."""
+    now = run.room()
+    fits = host <= now.limit_mb and on_device <= now.limit_device_mb + 1e-6
+    advice = (
+        f"{max(host, on_device) / 1024:.1f} GiB would do; close other programs, cut the image, or take a "
+        "configuration of larger voxels"
+    )
+    return Plan(
+        device=str(run.device),
+        tile=case.plan.patch,
+        batch=1,
+        tiles=passes * run.frames,
+        precision=run.precision,
+        accumulator="host" if way.keep_on.type == "cpu" else "device",
+        sums="float16" if way.sums.itemsize == 2 else "float32",
+        channels=case.labels.heads,
+        host_mb=host,
+        device_mb=on_device,
+        free_host_mb=now.limit_mb,
+        free_device_mb=now.limit_device_mb,
+        seconds=seconds * passes * run.frames,
+        fits=fits,
+        advice="" if fits else advice,
+    )

@@ -19,6 +19,7 @@ from napari_medai.engine.device import free_memory_mb
 from napari_medai.engine.nnunet.resampling import new_shape, resample, streamed
 from napari_medai.engine.nnunet.sliding import held_bytes
 from napari_medai.engine.prepare import turn
+from napari_medai.engine.slabs import How
 from napari_medai.models.nnunet_labels import LabelSet
 from napari_medai.models.nnunet_stage import Channel, StagePlan
 
@@ -27,6 +28,7 @@ SINGLE_SLICE = 999.0
 _SMALLEST_DEVIATION = 1e-8
 _AXES = ("SI", "PA", "LR")
 _MM = {"mm": 1.0, "um": 1e-3, "pixel": 1.0}
+_AS_IT_IS = Reorientation((0, 1, 2), (False, False, False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +41,13 @@ class Image:
         Pixels, a copy; a 2-D image has one plane.
     spacing : tuple of 3 floats
         Along z, y, x.
-    undo : callable
-        Labels (z, y, x) -> labels on the Volume's spatial axes.
+    turned : Reorientation
+        How the Volume's axes z, y, x were brought into this order; a 2-D image has one plane for z.
     """
 
     array: NDArray[np.float32]
     spacing: tuple[float, float, float]
-    undo: Callable[[NDArray[Any]], NDArray[Any]]
+    turned: Reorientation
 
 
 def read(volume: Volume, reader: str, orientation: str = "") -> Image:
@@ -68,13 +70,11 @@ def read(volume: Volume, reader: str, orientation: str = "") -> Image:
     z, y, x = (float(np.float32(s * scale)) for s in volume.spacing)
     if "z" not in volume.axes:
         spacing = (max(y, x) * SINGLE_SLICE, y, x) if reader != "NaturalImage2DIO" else (SINGLE_SLICE, 1.0, 1.0)
-        return Image(_copy(pixels[:, None]), spacing, lambda labels: labels[0])
+        return Image(_copy(pixels[:, None]), spacing, _AS_IT_IS)
     orientation = orientation or as_stored(volume)
-    if not orientation:
-        return Image(_copy(pixels), (z, y, x), lambda labels: labels)
-    there = _towards(volume, orientation)
+    there = _towards(volume, orientation) if orientation else _AS_IT_IS
     spacing = ((z, y, x)[there.order[0]], (z, y, x)[there.order[1]], (z, y, x)[there.order[2]])
-    return Image(_copy(turn(pixels, there)), spacing, lambda labels: turn(labels, there.inverse()))
+    return Image(_copy(turn(pixels, there)), spacing, there)
 
 
 def _copy(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -110,8 +110,14 @@ class Case:
 
     Attributes
     ----------
+    plan : StagePlan
+        The configuration that it was made ready for.
+    labels : LabelSet
+        What that tells apart.
     tensor : (channels, k, j, i) float32 tensor
         Resampled and normalised; with the previous stage's labels, a channel for each.
+    turned : Reorientation
+        How the Volume's axes z, y, x were brought into the plan's order.
     whole : tuple of 3 ints
         Shape before it was cut out, in the plan's order of axes.
     box : tuple of 3 slices
@@ -122,12 +128,25 @@ class Case:
         Of the image and of the tensor.
     """
 
+    plan: StagePlan
+    labels: LabelSet
     tensor: torch.Tensor
+    turned: Reorientation
     whole: tuple[int, ...]
     box: tuple[slice, ...]
     cut: tuple[int, ...]
     spacing: tuple[float, ...]
     target: tuple[float, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape at the network's spacing."""
+        return tuple(self.tensor.shape[1:])
+
+    @property
+    def how(self) -> tuple[How, How, How] | None:
+        """How scores go back along each axis; none where that takes all of them, see `streamed`."""
+        return streamed(self.grid, self.cut, self.target, self.spacing, self.plan.probabilities)
 
 
 def prepare(
@@ -181,7 +200,10 @@ def prepare(
         found = resample(seen, shape, spacing, target, plan.labels)
         for n, value in enumerate(labels.foreground, len(plan.channels)):
             stacked[n] = found == value
-    return Case(torch.from_numpy(stacked), whole, box, cut, spacing, target)
+    order = [image.turned.order[n] for n in plan.forward]
+    flips = [image.turned.flips[n] for n in plan.forward]
+    turned = Reorientation((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+    return Case(plan, labels, torch.from_numpy(stacked), turned, whole, box, cut, spacing, target)
 
 
 def _check_memory(

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from napari_medai.core.errors import DeviceError, ModelError
+from napari_medai.core.errors import ModelError
 from napari_medai.core.stage import Params, Part
 from napari_medai.core.volume import Volume
-from napari_medai.engine.device import free_memory_mb, release_memory
+from napari_medai.engine.device import release_memory
 from napari_medai.engine.faster import faster
 from napari_medai.engine.memory import is_out_of_memory
-from napari_medai.engine.nnunet.back import Found, put_back
+from napari_medai.engine.nnunet.back import put_back, sink_for
 from napari_medai.engine.nnunet.checkpoint import Fold, load_fold, sha256
-from napari_medai.engine.nnunet.planned import FirstTile
-from napari_medai.engine.nnunet.prepare import Case, Image, as_stored, prepare, read
-from napari_medai.engine.nnunet.sliding import Network, held_bytes, mirrored, slide, tiles
+from napari_medai.engine.nnunet.planned import planned
+from napari_medai.engine.nnunet.prepare import Case, as_stored, prepare, read
+from napari_medai.engine.nnunet.sliding import Network, mirrored, slide, tiles
 from napari_medai.engine.nnunet.spool import Spool
+from napari_medai.engine.nnunet.ways import Way, first_way, leaner
 from napari_medai.engine.run import Run
-from napari_medai.engine.weights import forget
+from napari_medai.engine.sink import LabelSink
 from napari_medai.models.nnunet_labels import LabelSet
 from napari_medai.models.nnunet_stage import StagePlan
 
 
-def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def segment(volume: Volume, run: Run, params: Params) -> Any:
     """Labels by a trained model of nnU-Net v2, as its own predictor gives them.
 
     Parameters
@@ -49,7 +49,7 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
     Returns
     -------
     (z, y, x) or (y, x) array
-        Labels on the volume's voxels.
+        Labels on the volume's voxels; lazy where they do not lie in memory.
 
     Raises
     ------
@@ -64,16 +64,29 @@ def segment(volume: Volume, run: Run, params: Params) -> NDArray[np.uint8] | NDA
     if not stages:
         raise ModelError(f"The description of {run.spec.id!r} holds no stage to run; open its folder again.")
     _tell(volume, run, params)
-    found: NDArray[Any] | None = None
+    threshold = float(getattr(params, "threshold", 0.0)) or 0.5
+    folds = [_folds(plan, run) for plan in stages]
+    weights = " ".join(known for stage in folds for known in stage.values())
+    orientation = str(run.spec.options.get("orientation", ""))
+    found: Any = None
     whole = run.progress
     for n, plan in enumerate(stages):
         run.progress = Part(whole, n / len(stages), (n + 1) / len(stages), plan.configuration)
+        run.progress.update(0, 1, f"{plan.configuration}: preparing")
         # read again for each stage, so that no stage holds the pixels while its network runs
-        image = partial(read, volume, stages[0].reader, str(run.spec.options.get("orientation", "")))
-        result = _run_stage(image, plan, labels, found, run, float(getattr(params, "threshold", 0.0)) or 0.5)
-        found = result.whole.transpose(plan.backward)
+        case = prepare(read(volume, stages[0].reader, orientation), plan, labels, found, run.progress.check)
+        on_image = plan is stages[-1] and "z" in volume.axes
+        sink = sink_for(case, run, threshold, weights, on_image)
+        try:
+            _fill(sink, case, list(folds[n]), run, threshold)
+        except BaseException:
+            sink.abandon()
+            raise
+        del case  # before the next is prepared
+        # an earlier stage's are wanted as the reader gave the image
+        found = sink.labels() if on_image else np.asarray(sink.labels()).transpose(plan.backward)
     run.progress = whole
-    return np.ascontiguousarray(result.labels)
+    return found if "z" in volume.axes else np.ascontiguousarray(found[0])
 
 
 def _tell(volume: Volume, run: Run, params: Params) -> None:
@@ -100,149 +113,90 @@ def _mirrors(run: Run) -> bool:
     return run.spec.options.get("mirroring", True) is not False and bool(getattr(run.params, "mirror", True))
 
 
-def _run_stage(
-    read_image: Callable[[], Image],
-    plan: StagePlan,
-    labels: LabelSet,
-    previous: NDArray[Any] | None,
-    run: Run,
-    threshold: float,
-) -> Found:
-    """Labels by one configuration."""
-    check = run.progress.check
-    run.progress.update(0, 1, f"{plan.configuration}: preparing")
-    image = read_image()
-    undo = image.undo
-    case = prepare(image, plan, labels, previous, check)
-    del image
-    found = Found(case, plan, labels, undo, run.progress)
-    folds = _folds(plan, run)
-    sums = held_bytes(labels.heads, case.tensor.shape[1:], plan.patch) / 2**20
-    together = 1 < len(folds) <= free_memory_mb(run.device) / 2 // sums
-    way = Way(run.device, torch.half, together)
-    while True:
-        logits = _logits(case, plan, labels, folds, run, way)
-        try:
-            with torch.inference_mode(), _autocast(run):
-                # sums on an accelerator come as copies, which are put back while it runs the next tiles
-                ahead = 2 if way.keep_on.type != "cpu" and run.device.type != "cpu" else 0
-                put_back(logits, case, plan, labels, threshold, found, check, ahead)
-            return found
-        except Overflow:
-            if way.sums is torch.float32 and run.precision == "float32":
-                raise ModelError(
-                    "The network gave values that are not finite; its weights or its input do not fit it."
-                ) from None
-            way = replace(way, sums=torch.float32)
-            run.use_float32("half precision overflowed: running in float32 instead")
-            continue
-        except (RuntimeError, MemoryError) as error:
-            failed: BaseException = error
-        if isinstance(failed, torch.AcceleratorError):
-            raise failed
-        if not is_out_of_memory(failed):
-            reason = str(failed).partition("\n")[0][:300]
-            raise ModelError(f"The network failed on a tile of {plan.patch}: {reason}.") from failed
-        failed.__traceback__ = None  # it holds the tensors of the failed pass
-        del logits
-        release_memory(run.device)
-        way = _leaner(way, case, plan, labels, run)
+def _fill(sink: LabelSink, case: Case, folds: Sequence[Path], run: Run, threshold: float) -> None:
+    """The labels that are missing, in one way after the other until one comes to the end."""
+    way: Way | None = first_way(case, len(folds), run)
+    while way is not None and not sink.complete:
+        way = _attempt(sink, case, folds, run, way, threshold)
+        if way is not None:
+            sink.rewind()
+
+
+def _attempt(sink: LabelSink, case: Case, folds: Sequence[Path], run: Run, way: Way, threshold: float) -> Way | None:
+    """The labels from where the sink begins on; or, after a failure, the next way."""
+    logits = _logits(sink, case, folds, run, way)
+    try:
+        with torch.inference_mode(), _autocast(run):
+            # sums on an accelerator come as copies, which are put back while it runs the next tiles
+            beside = way.keep_on.type != "cpu" and run.device.type != "cpu"
+            put_back(logits, case, sink, threshold, run.progress.check, beside)
+        return None
+    except Overflow:
+        if way.sums is torch.float32 and run.precision == "float32":
+            raise ModelError(
+                "The network gave values that are not finite; its weights or its input do not fit it."
+            ) from None
+        run.use_float32("half precision overflowed: running in float32 instead")
+        return replace(way, sums=torch.float32)
+    except torch.AcceleratorError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            reason = str(error).partition("\n")[0][:300]
+            raise ModelError(f"The network failed on a tile of {case.plan.patch}: {reason}.") from error
+    # outside of the except block, whose traceback holds the tensors of the failed pass
+    del logits
+    release_memory(run.device)
+    return leaner(way, case, run)
 
 
 class Overflow(Exception):
     """Sums that are not finite."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """How logits are summed up.
-
-    Attributes
-    ----------
-    keep_on : torch.device
-        Where the sums are.
-    sums : torch.dtype
-        Their type.
-    together : bool
-        Whether all folds see a tile at once; else one goes over the whole image after the other.
-    """
-
-    keep_on: torch.device
-    sums: torch.dtype
-    together: bool
-
-
-def _leaner(way: Way, case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> Way:
-    """The next way after memory ran out: one fold after the other, sums in the machine's memory, the CPU."""
-    if way.together:
-        run.note(f"{run.device.type} ran out of memory: one fold after the other")
-        return replace(way, together=False)
-    if run.device.type == "cpu":
-        raise DeviceError(
-            f"There is not enough memory for {labels.heads} channels of a tile of {' x '.join(map(str, plan.patch))} "
-            f"in {' x '.join(map(str, case.tensor.shape[1:]))} voxels; close other programs, or cut the image."
-        )
-    if way.keep_on.type != "cpu":
-        run.note(f"{run.device.type} has no memory for the sums: kept in the machine's memory")
-        return replace(way, keep_on=torch.device("cpu"))
-    forget()
-    release_memory(run.device)
-    run.use_cpu(f"{run.device.type} has no memory for a tile of {plan.patch}: running on the CPU instead")
-    return way
-
-
-def _folds(plan: StagePlan, run: Run) -> list[Path]:
-    """The checkpoints to run."""
-    paths = []
+def _folds(plan: StagePlan, run: Run) -> dict[Path, str]:
+    """The checkpoints to run, and their hashes."""
+    found = {}
     for name in chosen_folds(plan, str(run.spec.options.get("folds", "all"))):
-        paths.append(checkpoint_path(run.model.folder, plan, name))
-        run.note(f"{plan.configuration}, fold {name}: {paths[-1].name}, sha256 {sha256(paths[-1])}")
-    if not paths:
+        path = checkpoint_path(run.model.folder, plan, name)
+        found[path] = sha256(path)
+        run.note(f"{plan.configuration}, fold {name}: {path.name}, sha256 {found[path]}")
+    if not found:
         raise ModelError(f"{plan.configuration} of {run.spec.id!r} has no fold to run.")
-    return paths
+    return found
 
 
-def _logits(
-    case: Case, plan: StagePlan, labels: LabelSet, folds: Sequence[Path], run: Run, way: Way
-) -> Iterator[torch.Tensor]:
-    """Mean logits of the folds, slab by slab, in half precision as each of them."""
+def _logits(sink: LabelSink, case: Case, folds: Sequence[Path], run: Run, way: Way) -> Iterator[torch.Tensor]:
+    """Mean logits of the folds, slab by slab from where the sink begins, in half precision as each of them."""
     step = float(run.spec.options.get("step", 0.5))
     if not 0 < step <= 1:
         raise ModelError(f"The option step is {step:g}; it goes from above 0 to 1.")
-    count = tiles(case.tensor.shape[1:], plan.patch, step) * len(folds)
+    plan, begin = case.plan, sink.begin
+    count = tiles(case.grid, plan.patch, step, begin) * len(folds)
     run.progress.check()
     ran = 0
-    first: FirstTile | None = None
 
-    def done(_n: int, _of: int) -> None:
+    def done() -> None:
         nonlocal ran
         ran += 1
-        if first and not run.planned:
-            run.planned = True
-            together = len(folds) if way.together else 1
-            told = first.plan(case, plan, labels, count, together, way.keep_on, way.sums.itemsize)
-            run.progress.planned(told)
-            if not told.fits:
-                raise DeviceError(f"This run does not fit into memory: {told.advice}.")
         run.tile_done(1)
         run.progress.update(0.05 + 0.95 * ran / count, 1, f"tile {ran} of {count}")
 
     def over(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
-        nonlocal first
-        networks = [_network(path, case, plan, labels, run) for path in paths]
+        networks = [_network(path, case, run) for path in paths]
         if not run.planned:
-            first = FirstTile(run)
+            networks[0] = planned(networks[0], case, run, way, count, sink.made(case.labels.heads))
         # a network that found no memory on the accelerator has moved the run to the CPU
         keep_on = way.keep_on if run.device.type != "cpu" else run.device
         for slab in slide(
-            case.tensor, networks, plan.patch, labels.heads, step=step, device=run.device, keep_on=keep_on,
-            precision=way.sums, done=done, check=run.progress.check,
+            case.tensor, networks, plan.patch, case.labels.heads, step=step, begin=begin, device=run.device,
+            keep_on=keep_on, precision=way.sums, done=done, check=run.progress.check,
         ):  # fmt: skip
             if not bool(torch.isfinite(slab).all()):
                 raise Overflow
             yield slab
 
-    if len(folds) == 1 or way.together:
+    if way.together == len(folds):
         yield from over(folds)
         return
     with tempfile.TemporaryFile(prefix="medai-logits-") as file:
@@ -253,9 +207,9 @@ def _logits(
         yield from spool.mean(over(folds[-1:]), len(folds))
 
 
-def _network(path: Path, case: Case, plan: StagePlan, labels: LabelSet, run: Run) -> Network:
+def _network(path: Path, case: Case, run: Run) -> Network:
     """One fold with its mirror images."""
-    fold = run.load(partial(_fold, path, plan, labels.heads, len(case.tensor)))
+    fold = run.load(partial(load_fold, path, case.plan, case.labels.heads, len(case.tensor)))
     assert isinstance(fold, Fold)
     axes = fold.mirroring if _mirrors(run) else ()
     return partial(mirrored, faster(fold, run.device, run.note), axes=axes, check=run.progress.check)
@@ -301,10 +255,6 @@ def checkpoint_path(package: Path, plan: StagePlan, fold: str) -> Path:
     if not path.resolve().is_relative_to(package.resolve()):
         raise ModelError(f"The checkpoint of fold {fold!r} lies outside of the package; copy it into its folder.")
     return path
-
-
-def _fold(path: Path, plan: StagePlan, heads: int, inputs: int, device: torch.device) -> Fold:
-    return load_fold(path, plan, heads, inputs, device)
 
 
 def _autocast(run: Run) -> AbstractContextManager[object]:

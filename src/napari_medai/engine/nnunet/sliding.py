@@ -81,10 +81,11 @@ def slide(
     heads: int,
     *,
     step: float = 0.5,
+    begin: int = 0,
     device: torch.device,
     keep_on: torch.device,
     precision: torch.dtype = torch.half,
-    done: Callable[[int, int], None],
+    done: Callable[[], None],
     check: Callable[[], None],
 ) -> Iterator[torch.Tensor]:
     """Networks' logits over a whole image, slab by slab along its first axis.
@@ -104,12 +105,14 @@ def slide(
         Channels of the output.
     step : float
         Largest distance of tiles as a share of their edge.
+    begin : int
+        First plane that is wanted: tiles that reach none from there on are left out. Default 0.
     device, keep_on : torch.device
         Where the networks are, and where the sums are kept.
     precision : dtype
         Of the sums.
     done : callable
-        Called with the number of tiles done and of all.
+        Called after each pass.
     check : callable
         Called before each pass; may raise `Cancelled`.
 
@@ -120,14 +123,14 @@ def slide(
     """
     image, inner = padded(data, tile)
     size, *plane = image.shape[1:]
-    deep = tile[0] if len(tile) == 3 else 1
+    deep = _depth(tile)
+    wanted = range(inner[1].start + begin, inner[1].stop)
     image = image.to(keep_on)
     total = [torch.zeros((heads, deep, *plane), dtype=precision, device=keep_on) for _ in networks]
     weight = torch.zeros((deep, *plane), dtype=precision, device=keep_on)
     bell = importance(tile).to(keep_on)
     flat = windows(plane, tile[-2:], step)
-    firsts = starts(size, deep, step) if len(tile) == 3 else list(range(size))
-    count, begun = len(flat) * len(firsts) * len(networks), 0
+    firsts = _rows(size, tile, step, wanted.start)
     for first, following in zip(firsts, [*firsts[1:], size], strict=True):
         for window in flat:
             depth = slice(first, first + deep)
@@ -140,20 +143,20 @@ def slide(
                 out *= bell
                 sums[(slice(None), slice(None), *window)] += out.reshape(heads, deep, *tile[-2:])
                 del out
-                begun += 1
-                done(begun, count)
+                done()
             weight[(slice(None), *window)] += bell.reshape(deep, *tile[-2:])
-        final = following - first if following < size else deep
-        yield from _final(total, weight, range(first, first + final), inner[1:])
-        if final and following < size:
+        for planes in _pieces(range(max(first, wanted.start), min(following, wanted.stop)), slab(heads, plane)):
+            mean = _mean(total, weight, slice(planes.start - first, planes.stop - first))
+            yield mean[(slice(None), slice(None), *inner[2:])].cpu()
+        if first < following < size:
             for sums in (*total, weight[None]):
-                _shift(sums, final)
+                _shift(sums, following - first)
 
 
 def held_bytes(heads: int, shape: Sequence[int], tile: Sequence[int], size: int = 2) -> int:
     """Bytes that the sums of an image (k, j, i) take, with numbers of ``size`` bytes."""
     plane = prod(max(n, edge) for n, edge in zip(shape[-2:], tile[-2:], strict=True))
-    return (heads + 1) * (tile[0] if len(tile) == 3 else 1) * plane * size
+    return (heads + 1) * _depth(tile) * plane * size
 
 
 def slab(heads: int, plane: Sequence[int]) -> int:
@@ -161,20 +164,17 @@ def slab(heads: int, plane: Sequence[int]) -> int:
     return max(1, SLAB // (heads * prod(plane)))
 
 
-def _final(
-    total: Sequence[torch.Tensor], weight: torch.Tensor, planes: range, inner: Sequence[slice]
-) -> Iterator[torch.Tensor]:
-    """The first planes of the sums, which stand for ``planes`` of the padded image: divided and cut to the image."""
-    wanted = range(max(planes.start, inner[0].start), min(planes.stop, inner[0].stop))
-    deep = slab(len(total[0]), weight.shape[1:])
-    for start in wanted[::deep]:
-        part = slice(start - planes.start, min(start + deep, wanted.stop) - planes.start)
-        mean = total[0][:, part].div_(weight[part])
-        for sums in total[1:]:
-            mean.add_(sums[:, part].div_(weight[part]))
-        if len(total) > 1:
-            mean.div_(len(total))
-        yield mean[(slice(None), slice(None), *inner[1:])].cpu()
+def _pieces(planes: range, deep: int) -> Iterator[range]:
+    for start in planes[::deep]:
+        yield range(start, min(start + deep, planes.stop))
+
+
+def _mean(total: Sequence[torch.Tensor], weight: torch.Tensor, planes: slice) -> torch.Tensor:
+    """Some planes of the sums divided by the weights, in their place; of several networks the mean."""
+    mean = total[0][:, planes].div_(weight[planes])
+    for sums in total[1:]:
+        mean.add_(sums[:, planes].div_(weight[planes]))
+    return mean.div_(len(total)) if len(total) > 1 else mean
 
 
 def _shift(sums: torch.Tensor, by: int) -> None:
@@ -186,8 +186,20 @@ def _shift(sums: torch.Tensor, by: int) -> None:
     sums[:, deep - by :] = 0
 
 
-def tiles(shape: Sequence[int], tile: Sequence[int], step: float) -> int:
-    """Number of tiles of an image (k, j, i)."""
-    large = [max(n, edge) for n, edge in zip(shape[-len(tile) :], tile, strict=True)]
-    planes = shape[0] if len(tile) < len(shape) else 1
-    return int(planes * np.prod([len(starts(n, edge, step)) for n, edge in zip(large, tile, strict=True)]))
+def tiles(shape: Sequence[int], tile: Sequence[int], step: float, begin: int = 0) -> int:
+    """Number of tiles of an image (k, j, i) that reach a plane from ``begin`` on."""
+    size = shape[0] if len(tile) < len(shape) else max(shape[0], tile[0])
+    plane = zip(shape[-2:], tile[-2:], strict=True)
+    rows = _rows(size, tile, step, (size - shape[0]) // 2 + begin)
+    return len(rows) * prod(len(starts(max(n, edge), edge, step)) for n, edge in plane)
+
+
+def _rows(size: int, tile: Sequence[int], step: float, begin: int) -> list[int]:
+    """First planes of the tiles that reach a plane from ``begin`` on."""
+    places = starts(size, tile[0], step) if len(tile) == 3 else range(size)
+    return [first for first in places if first + _depth(tile) > begin]
+
+
+def _depth(tile: Sequence[int]) -> int:
+    """Planes of a tile."""
+    return tile[0] if len(tile) == 3 else 1
