@@ -172,7 +172,8 @@ class Run:
         array : (C, \\*spatial) float32 array
             Prepared pixels.
         network : module or function, optional
-            (B, C, \\*tile) -> (B, K, \\*tile). Default: the model's.
+            (B, C, \\*tile) -> (B, K, \\*tile). Default: the model's. A module is moved when the run falls back to the
+            CPU; a function takes tensors of any device.
         **cutting
             See `Cutting`.
 
