@@ -72,8 +72,8 @@ class Mirrored(nn.Module):
             self.check()
             over = [axis for axis, flip in zip(axes, flips, strict=True) if flip]
             out = first(self.network(image.flip(over) if over else image)).float()
-            # a single channel has no other to share with
-            kind = "sigmoid" if self.output == "softmax" and out.shape[1] == 1 else self.output
+            if out.shape[1] == 1 and kind == "softmax":  # a single channel has no other to share with
+                kind = "sigmoid"
             out = out.softmax(1) if kind == "softmax" else out.sigmoid() if kind == "sigmoid" else out
             out = out.flip(over) if over else out
             total = out if total is None else total + out
