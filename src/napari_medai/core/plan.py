@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -76,8 +75,3 @@ class Plan:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def plan_from(record: Mapping[str, Any]) -> Plan:
-    """The plan that `Plan.as_dict` told, e.g. after it came from another process as JSON."""
-    return Plan(**{**record, "tile": tuple(record["tile"])})

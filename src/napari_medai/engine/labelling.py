@@ -72,9 +72,22 @@ def largest_piece(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     touching = ndimage.generate_binary_structure(labels.ndim, labels.ndim)
     for value, place in enumerate(ndimage.find_objects(np.maximum(labels, 0)), start=1):
         if place is not None:
-            pieces, _ = ndimage.label(labels[place] == value, touching)
-            out[place][pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()] = value
+            pieces, count = ndimage.label(labels[place] == value, touching)
+            out[place][pieces == 1 + _sizes(pieces, count)[1:].argmax()] = value
     return out
+
+
+def _sizes(pieces: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Voxels of each piece, (count + 1,); plane by plane, because numpy counts in a copy of eight bytes a voxel."""
+    total = np.zeros(count + 1, np.int64)
+    for plane in pieces:
+        total += np.bincount(plane.ravel(), minlength=count + 1)
+    return total
+
+
+def kept_mb(voxels: int, itemsize: int, largest: bool, apart: bool) -> float:
+    """Memory that `largest_piece` and `pieces` (``apart``) take of so many voxels at most, MiB."""
+    return voxels * max((5 + 2 * itemsize) * largest, 16 * apart) / 2**20
 
 
 def pieces(labels: NDArray[np.int32], smallest: int = 0, instances: bool = False) -> NDArray[np.int32]:
@@ -94,7 +107,7 @@ def pieces(labels: NDArray[np.int32], smallest: int = 0, instances: bool = False
     found = np.zeros_like(labels)
     for value in np.unique(labels[labels != 0]):
         each, count = ndimage.label(labels == value, touching)
-        keep = np.bincount(each.ravel(), minlength=count + 1) >= max(1, smallest)
+        keep = _sizes(each, count) >= max(1, smallest)
         keep[0] = False
         if instances:
             numbers = np.where(keep, np.cumsum(keep) + found.max(), 0)

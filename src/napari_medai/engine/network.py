@@ -35,7 +35,7 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.volume import Volume
 from napari_medai.engine.asking import Decided, First, Mirrored, Planes, first
-from napari_medai.engine.labelling import activated, decided, decision, largest_piece, pieces
+from napari_medai.engine.labelling import activated, decided, decision, kept_mb, largest_piece, pieces
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.planes import Planes as Lazy
 from napari_medai.engine.planes import pieces_of
@@ -163,12 +163,13 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
             sink.take(sink.next, np.full((channels, count, *around), ground, np.float32))
 
     def made(channels: int) -> Made:
-        whole = sink.made(channels)
-        if not cropped:
-            return whole
+        whole, voxels, size = sink.made(channels), prod(run.volume.spatial_shape), kind.itemsize
+        finishing = kept_mb(voxels, size, *_wanted(run, params)) + (0 if back else 2 * voxels * size / _MIB)
         part = channels * prod(n.stop - n.start for m, n in enumerate(box) if m != axis) * 4
-        planes = max(1, PIECE_BYTES // part)  # of a slab, which are made as large as the image
-        return replace(whole, taking_mb=whole.taking_mb + planes * channels * prod(around) * 4 / _MIB)
+        # of a slab in a box, which is made as large as the image
+        planes = max(1, PIECE_BYTES // part) if cropped else 0
+        taking = whole.taking_mb + planes * channels * prod(around) * 4 / _MIB
+        return replace(whole, taking_mb=taking, finishing_mb=finishing)
 
     try:
         if not sink.complete:
@@ -379,16 +380,24 @@ def _resampled(labels: NDArray[Any], ready: Prepared, run: Run, params: Any) -> 
 
 def _kept(labels: Any, run: Run, params: Any) -> Any:
     """What is wanted of the labels; lazy ones stay lazy where all is wanted."""
-    largest = run.spec.options.get("largest", False)
-    smallest = int(getattr(params, "min_size", 0) or run.spec.options.get("min_size", 0))
-    instances = run.spec.gives.kind == "instances"
-    if not largest and smallest <= 1 and not instances:
+    largest, apart = _wanted(run, params)
+    if not largest and not apart:
         return labels
-    found = np.asarray(labels)
+    found, instances = np.asarray(labels), run.spec.gives.kind == "instances"
     if instances:
         found = found.astype(np.int32, copy=False)  # as many as there are pieces
-    if largest == "foreground":
-        found = np.where(largest_piece((found != 0).astype(np.int32)) != 0, found, 0)
+    if run.spec.options.get("largest") == "foreground":
+        found = np.where(largest_piece((found != 0).astype(np.uint8)) != 0, found, 0)
     elif largest:
         found = largest_piece(found)
-    return pieces(found, smallest, instances)
+    return pieces(found, _smallest(run, params), instances)
+
+
+def _wanted(run: Run, params: Any) -> tuple[bool, bool]:
+    """Whether only the largest piece of a label is wanted; and whether pieces are looked at one by one."""
+    instances = run.spec.gives.kind == "instances"
+    return bool(run.spec.options.get("largest", False)), instances or _smallest(run, params) > 1
+
+
+def _smallest(run: Run, params: Any) -> int:
+    return int(getattr(params, "min_size", 0) or run.spec.options.get("min_size", 0))

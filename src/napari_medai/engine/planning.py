@@ -16,7 +16,7 @@ from napari_medai.core.plan import Plan
 from napari_medai.engine.device import free_memory_mb
 from napari_medai.engine.memory import Setting, size_text, smaller_tile
 from napari_medai.engine.peak import resident_mb
-from napari_medai.engine.sweep import PIECE_BYTES
+from napari_medai.engine.sweep import DISK_BYTES, PIECE_BYTES
 from napari_medai.engine.tiling import TilePlan
 
 _MIB = 2**20
@@ -162,7 +162,7 @@ def predict_memory(setting: Setting, tiles: TilePlan, axis: int, cost: Cost, mad
         taking = made.taking_mb + (piece if tiles.counted else 0.0)
         busy = max(share * cost.host_mb, cost.reading_mb, one * setting.batch + taking) + remembered
     if setting.keep == "disk":
-        busy += min(sums, PIECE_BYTES / _MIB)
+        busy += min(sums, max(DISK_BYTES / _MIB, sums / depth))
     elif setting.keep == "host" or not own:
         busy += sums
     return cost.held_mb + SMALL_MB + made.kept_mb + max(busy + made.between_mb, made.finishing_mb), on_device
@@ -183,11 +183,11 @@ def make_plan(
     advice = ""
     if not fits:
         advice = (
-            f"{host / 1024:.1f} GiB of memory would do, {now.limit_mb / 1024:.1f} can be had; close other programs, "
+            f"{_text(host)} of memory would do, {_text(now.limit_mb)} can be had; close other programs, "
             "cut the image or lower its resolution, or use a machine with more memory"
         )
         if on_device > now.limit_device_mb:
-            advice = f"{on_device / 1024:.1f} GiB on the {setting.device.type} would do; choose the CPU"
+            advice = f"{_text(on_device)} on the {setting.device.type} would do; choose the CPU"
     return Plan(
         device=str(setting.device),
         tile=tiles.tile,
@@ -214,9 +214,9 @@ def next_that_may_fit(
 
     A smaller batch, the sums in the machine's memory, the sums in half precision, a smaller tile, the sums on disk.
     """
-    why = f"{plan.host_mb / 1024:.1f} GiB would be needed, {plan.free_host_mb / 1024:.1f} can be had"
+    why = f"{_text(plan.host_mb)} would be needed, {_text(plan.free_host_mb)} can be had"
     if plan.device_mb > plan.free_device_mb:
-        why = f"{plan.device_mb / 1024:.1f} GiB would be needed on the {setting.device.type}"
+        why = f"{_text(plan.device_mb)} would be needed on the {setting.device.type}"
     if setting.batch > 1:
         batch = setting.batch // 2
         return replace(setting, batch=batch), f"{why}: {batch} instead of {setting.batch} tiles at once"
@@ -230,3 +230,8 @@ def next_that_may_fit(
     if setting.keep == "host" and setting.device.type == "cpu":
         return replace(setting, keep="disk"), f"{why}: sums of tiles in a temporary file"
     return None
+
+
+def _text(mb: float) -> str:
+    """``"860 MiB"``, ``"12.5 GiB"``."""
+    return f"{mb:,.0f} MiB" if mb < 10 * 1024 else f"{mb / 1024:.1f} GiB"

@@ -24,6 +24,8 @@ from napari_medai.engine.resample import nearest_index, weights
 How = Literal["linear", "sampled", "nearest"]
 # Output voxels looked at in one go, and how many of them are interpolated in one go: what fits a core's cache
 _VOXELS, _POINTS, _BLOCK = 2**18, 2**13, 2**14
+# Scores that are interpolated in one go, at most
+_SCORES = 2**21
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,18 @@ class Undo:
         taps = self._first.index.shape[1]
         planes = 0 if self.shape[0] == self.out_shape[0] else min(self.shape[0], taps + 1)
         held = planes * channels * self._plane * 4
-        points = taps * self._rows.index.shape[1] * self._columns.index.shape[1] * _POINTS
-        between = 2 * 4 * channels * min(points, (taps + 1) * self._plane)
-        return held, held + (between if self.shape != self.out_shape else 0)
+        # scores of the voxels around, once more with channels last, and what becomes of them
+        between = 12 * self._points(channels) * channels * self._taps if self._taps > 1 else 0
+        return held, held + between
+
+    @property
+    def _taps(self) -> int:
+        """Voxels that one is made of."""
+        return prod(axis.index.shape[1] for axis in (self._first, self._rows, self._columns))
+
+    def _points(self, channels: int) -> int:
+        """How many voxels are interpolated in one go."""
+        return max(_POINTS // 16, min(_POINTS, _SCORES // (channels * self._taps)))
 
     def finish(self) -> None:
         """Say that no slab is left.
@@ -243,8 +254,9 @@ class Undo:
         flat = found.reshape(-1)
         slabs = [s[:, max(0, low - f) : high - f].reshape(len(s), -1) for f, s, _ in parts]
         lookup = np.empty((high - low) * self._plane, dtype=np.int32)
-        for begin in range(0, len(points), _POINTS):
-            some = points[begin : begin + _POINTS]
+        count = self._points(len(slabs[0]))
+        for begin in range(0, len(points), count):
+            some = points[begin : begin + count]
             k, j, i = np.unravel_index(some, found.shape)
             planes, row, column = index[k] - low, rows.index[j], columns.index[i]
             at = (planes[:, :, None] * len(rows.seen) + row[:, None, :]).reshape(len(some), -1)

@@ -27,7 +27,7 @@ from napari_medai.engine.tiling import Tile, TilePlan
 Take = Callable[[int, NDArray[np.floating]], None]
 
 # Of sums on disk so much is in memory at once
-_DISK_BYTES = 2**26
+DISK_BYTES = 2**24
 # Sums of float16 stay finite below
 _LARGEST_HALF = 65000.0
 # Planes are handed over in pieces of about so many bytes
@@ -155,7 +155,7 @@ class Sweep:
             )
         # what is converted, or read from the disk, goes a few channels at a time
         whole = self._file is None and values.dtype == self._total.dtype
-        count = len(values) if whole else max(1, _DISK_BYTES // max(1, values[0].nbytes))
+        count = len(values) if whole else max(1, DISK_BYTES // max(1, values[0].nbytes))
         for first in range(0, len(values), count):
             some = slice(first, first + count)
             for ring, here in _in_ring(planes.start, planes.stop, self._depth):
@@ -172,7 +172,8 @@ class Sweep:
         stop = line.size if last else line.starts[row + 1]
         # planes before the first that is wanted are emptied and handed over to nobody
         for start, end, wanted in ((line.starts[row], min(stop, self.finished), False), (self.finished, stop, True)):
-            size = max(1, PIECE_BYTES // max(1, self._total[:, 0].nbytes))
+            most = PIECE_BYTES if self._file is None else DISK_BYTES
+            size = max(1, most // max(1, self._total[:, 0].nbytes))
             for low in range(start, end, size):
                 for ring, _ in _in_ring(low, min(end, low + size), self._depth):
                     piece = self._total[:, ring]
