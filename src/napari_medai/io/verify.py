@@ -6,9 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +19,14 @@ from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Sco
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_format, readback
 from napari_medai.io import open as open_volume
-from napari_medai.io.agreement import Agreement, compare, in_mm, of_image, same_image, share_inside, sizes
+from napari_medai.io.agreement import Agreement, compare, in_mm, of_image, same_image, sizes
 from napari_medai.io.readback import Labels
 from napari_medai.io.readback_images import files_of, verify_images
 from napari_medai.io.readback_pieces import in_pieces, verify_pieces
-
-if TYPE_CHECKING:
-    from napari_medai.io.dicom.references import References
-    from napari_medai.io.dicom.write.source import Source
+from napari_medai.io.verify_scan import holds_labels, in_units_of, is_zarr, modality, on_scan, says_where, scan_of
 
 Saved = Volume | Result | Contours
 PathLike = str | os.PathLike[str]
-_DICM = slice(128, 132)
 _SURFACES = (".stl", ".obj")
 
 
@@ -121,12 +117,12 @@ def verify(
     path = Path(result).expanduser()
     if not path.exists():
         raise ReadError(f"{path} does not exist; check the path.")
-    if not path.is_file() and not (path.is_dir() and (files_of(path) or _is_zarr(path))):
-        raise ReadError(f"{path.name} is neither a file that can be verified, a folder of DICOM files nor an OME-Zarr.")
+    if not path.is_file() and not (path.is_dir() and (files_of(path) or is_zarr(path))):
+        raise ReadError(f"{path.name} is neither a file that can be verified nor a folder of DICOM files nor an OME-Zarr.")
     report = _compare(path, expected)
     if against is None or report.skipped:
         return report
-    scan = _in_units_of(path, against if isinstance(against, Volume) else _scan(path, against, series_uid))
+    scan = in_units_of(path, against if isinstance(against, Volume) else scan_of(path, against, series_uid))
     if path.suffix.lower() in _SURFACES:
         from napari_medai.io.surface import verify_on
 
@@ -137,7 +133,7 @@ def verify(
         labels = [row for read in readers for row in compare(readback.of_volume(scan), read(path))]
         labels = in_mm(labels, scan.units)
     else:
-        checks += _on_scan(path, scan, readers)
+        checks += [Check(*row) for row in on_scan(path, scan, readers)]
     return Report(path.name, tuple(labels), tuple(checks))
 
 
@@ -190,7 +186,7 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         from napari_medai.io.surface import verify_surface
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_surface(path, expected)))
-    if _modality(path) == "SR":
+    if modality(path) == "SR":
         from napari_medai.io.dicom.write.report import verify_report
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_report(path, expected)))
@@ -199,9 +195,9 @@ def _compare(path: Path, expected: Saved | None) -> Report:
 
         return Report(path.name, checks=tuple(Check(*row) for row in verify_contours(path, expected)))
     image = _image_of(expected)
-    if _is_zarr(path):
+    if is_zarr(path):
         return _compare_omezarr(path, image, _names_of(expected))
-    if _modality(path) not in ("", "SEG", "RTSTRUCT"):
+    if modality(path) not in ("", "SEG", "RTSTRUCT"):
         return _compare_dicom_image(path, image)
     readers = _readers(path, None if image is None else image.grid)
     if not readers:
@@ -215,7 +211,7 @@ def _compare(path: Path, expected: Saved | None) -> Report:
         return Report(path.name, checks=tuple(Check(f"image as read by {by}", not f, ", ".join(f)) for by, f in rows))
     if image is None:
         found = [read(path) for read in readers]
-        if not _holds_labels(path):
+        if not holds_labels(path):
             return Report(path.name, checks=(Check("readers agree on the image", *_alike(found)),))
         truth, found = found[0], found[1:]
     else:
@@ -274,32 +270,6 @@ def _names_of(expected: Saved | None) -> dict[int, str] | None:
     return dict(expected.names) if isinstance(expected, Mask) else None
 
 
-def _modality(path: Path) -> str:
-    """Of a DICOM file or of the first one in a folder, ``"OT"`` (other) if it does not say; empty for all else."""
-    from napari_medai.io.dicom.references import modality_of
-
-    if _is_zarr(path):
-        return ""
-    lead = files_of(path)[0]
-    with lead.open("rb") as file:
-        if file.read(132)[_DICM] != b"DICM":
-            return ""
-    return modality_of(lead) or "OT"
-
-
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and find_format(path).name == "omezarr"
-
-
-def _in_units_of(path: Path, scan: Volume) -> Volume:
-    """The scan in the unit of length of a result: OME-Zarr of other programs is in micrometres."""
-    units = open_volume(path).units if _is_zarr(path) else scan.units
-    factor = {("mm", "um"): 1e3, ("um", "mm"): 1e-3}.get((scan.units, units))
-    if factor is None:
-        return scan
-    return scan.replace(affine=np.diag([factor, factor, factor, 1.0]) @ scan.affine, units=units)
-
-
 def _own(path: Path) -> Labels:
     """The file as `medai.open` gives it."""
     volume = open_volume(path)
@@ -308,15 +278,15 @@ def _own(path: Path) -> Labels:
 
 def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labels]]:
     """An independent reader and our own; none for formats without a place in the patient."""
-    modality = _modality(path)
-    if modality == "RTSTRUCT":
+    kind = modality(path)
+    if kind == "RTSTRUCT":
         from napari_medai.io.dicom.rtstruct import drawn_labels, read_independently
 
         return [lambda p: read_independently(p, grid), lambda p: drawn_labels(p, grid)]
-    if modality:
-        if modality == "SEG" and not _says_where(path):  # of a single picture, on its own pixels
+    if kind:
+        if kind == "SEG" and not says_where(path):  # of a single picture, on its own pixels
             return [_own]
-        return [readback.segmentation, _own] if modality == "SEG" else []
+        return [readback.segmentation, _own] if kind == "SEG" else []
     format = find_format(path).name
     if format == "omezarr":
         from napari_medai.io.readback_omezarr import by_open, by_zarr
@@ -324,91 +294,6 @@ def _readers(path: Path, grid: Grid | None = None) -> list[Callable[[Path], Labe
         return [by_zarr, by_open]
     independent = {"nifti": readback.nifti, "nrrd": readback.nrrd}.get(format)
     return [independent, _own] if independent else []
-
-
-def _says_where(path: Path) -> bool:
-    from napari_medai.io.dicom.references import references_of
-
-    return bool(references_of(path).frame_of_reference_uid)
-
-
-def _holds_labels(path: Path) -> bool:
-    return bool(open_volume(path).meta.get("is_labels"))
-
-
-def _scan(path: Path, against: PathLike, series_uid: str) -> Volume:
-    """The scan, by the series that the result refers to where there are several."""
-    from napari_medai.io import list_series
-
-    if not series_uid and _modality(path):
-        refers = _references(path)
-        wanted = refers.series or _series_of(against, refers.instances)
-        found = [s.uid for s in list_series(against) if s.uid.partition("#")[0] in wanted]
-        series_uid = found[0] if len(found) == 1 else ""
-    return open_volume(against, series_uid=series_uid)
-
-
-def _series_of(where: PathLike, instances: frozenset[str]) -> set[str]:
-    """The series that hold instances: derived images refer to instances alone."""
-    from napari_medai.io.dicom.series import scan
-
-    try:
-        return {s.uid for s in scan(where) if any(h.text("SOPInstanceUID") in instances for h in s.headers)}
-    except ReadError:
-        return set()
-
-
-def _references(path: Path) -> References:
-    """What a file, or all files of a folder together, refer to."""
-    from napari_medai.io.dicom.references import references_of
-
-    every = [references_of(file) for file in files_of(path)]
-    lead = every[0]
-    return replace(
-        lead,
-        series=lead.series.union(*(r.series for r in every)),
-        instances=lead.instances.union(*(r.instances for r in every)),
-    )
-
-
-def _on_scan(path: Path, scan: Volume, readers: list[Callable[[Path], Labels]]) -> Iterator[Check]:
-    """Whether a result belongs to a scan."""
-    if readers and (not _modality(path) or _modality(path) in ("SEG", "RTSTRUCT")):
-        labels = readers[0](path)
-        if _modality(path) or _holds_labels(path):
-            share = share_inside(labels, scan.grid)
-            yield Check("inside the scan's field of view", share == 1, f"{share:.1%} of the voxels")
-    if not _modality(path):
-        return
-    from napari_medai.io.dicom.references import same_patient
-
-    refers = _references(path)
-    own = str(scan.meta.get("frame_of_reference_uid", ""))
-    # a report of planar regions has none of its own
-    if not own:
-        yield Check("frame of reference of the scan", True, "the scan names none, so that one was made up")
-    elif refers.frame_of_reference_uid or refers.modality != "SR":
-        same = refers.frame_of_reference_uid == own
-        yield Check("frame of reference of the scan", same, "yes" if same else "another one")
-    source = _source(scan)
-    if source is None:
-        return
-    same = all(same_patient(file, source.lead) for file in files_of(path))
-    yield Check("patient of the scan", same, "yes" if same else "no")
-    there = {str(header.SOPInstanceUID) for header in source.datasets}
-    missing = len(refers.instances - there) if refers.instances else 0
-    detail = f"{len(refers.instances) - missing} of {len(refers.instances)} instances it refers to are there"
-    yield Check("refers to the scan's instances", not missing and bool(refers.instances), detail)
-
-
-def _source(scan: Volume) -> Source | None:
-    """The instances of a scan; None if it is not DICOM."""
-    from napari_medai.io.dicom.write.source import source_of
-
-    try:
-        return source_of(scan)
-    except WriteError:
-        return None
 
 
 def as_dict(report: Report) -> dict[str, Any]:
