@@ -93,7 +93,8 @@ def test_empty_tables_are_shown(view: TableView) -> None:
 
 
 def test_what_was_measured_stands_first_and_what_says_nothing_is_not_shown(view: TableView) -> None:
-    table = {**TABLE, "score": np.ones(3), "z_mm": np.ones(3), "count": np.arange(3), "volume_ml": np.ones(3)}
+    measured = {"count": np.arange(3), "volume_ml": np.ones(3), "mean_intensity": np.ones(3)}
+    table = {**TABLE, "score": np.ones(3), "z_mm": np.ones(3), **measured}
 
     def shown() -> list[str]:
         header, names = view.horizontalHeader(), list(table)
@@ -101,14 +102,14 @@ def test_what_was_measured_stands_first_and_what_says_nothing_is_not_shown(view:
         return [names[n] for n in places if not view.isColumnHidden(n)]
 
     view.set_table(table)
-    assert shown() == ["label", "count", "volume_ml", "z", "z_mm"]
+    assert shown() == ["label", "volume_ml", "mean_intensity", "count", "z", "z_mm"]
     view.select(2)
     assert view.selectionModel().selectedRows()[0].row() == 2
     table["score"] = np.array([0.5, 1, 1])
     view.set_table(table)
-    assert shown() == ["label", "score", "count", "volume_ml", "z", "z_mm"]
+    assert shown() == ["label", "score", "volume_ml", "mean_intensity", "count", "z", "z_mm"]
     view.copy()  # as in a file
-    assert QGuiApplication.clipboard().text().splitlines()[0] == "index\tlabel\tscore\tz\tz_mm\tcount\tvolume_ml"
+    assert QGuiApplication.clipboard().text().splitlines()[0].split("\t") == list(table)
 
 
 def test_many_rows_sort_at_once(qtbot: Any) -> None:

@@ -176,6 +176,6 @@ def summary(result: Result) -> str:
         case Scores():
             return verdict(result)
         case Heatmap():
-            return f"{result.target}, by {result.method}."
+            return f"Heat for {result.target}, by {result.method}."
         case Denoised():
             return "Denoised."

@@ -369,7 +369,7 @@ class StagePanel(QWidget):
         found = run.job.result()
         if run.only_plan:
             return plan_text(found)
-        layers = [Layer.create(*data) for data in found.layers]
+        layers = found.layers
         with self._placing_ours():
             if self.replace.isChecked():
                 self.earlier.drop(run)
@@ -380,7 +380,7 @@ class StagePanel(QWidget):
         result = found.result
         self.outcome.show_result(result, run.layer, run.volume, made)
         notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
-        return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device}{notes}"
+        return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device.upper()}{notes}"
 
     # ending
 

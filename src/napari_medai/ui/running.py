@@ -22,7 +22,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.engine.scratch import Scratch, gib
 from napari_medai.models.spec import Model
 from napari_medai.ui.job import Job, State
-from napari_medai.ui.layers import LayerData, result_to_layers
+from napari_medai.ui.layers import result_to_layers
 from napari_medai.ui.reports import Activity
 from napari_medai.worker import Worker
 
@@ -127,12 +127,12 @@ class Found:
     ----------
     result : Result
         Of the stage.
-    layers : list of tuples
-        As `result_to_layers` makes them of it.
+    layers : list of napari Layer
+        That show it; not in the viewer yet.
     """
 
     result: Result
-    layers: list[LayerData]
+    layers: list[Layer]
 
 
 class Run:
@@ -181,7 +181,7 @@ class Run:
             job.store = scratch.path / "labels" if scratch is not None else None
             result = WORKER.run(self.stage, self.volume, self.model, self.params, job)
         # copies and looks at every voxel: not in the thread of the window
-        return Found(result, result_to_layers(result, self.layer))
+        return Found(result, [Layer.create(*data) for data in result_to_layers(result, self.layer)])
 
     def _planned(self, job: Job[Any]) -> Plan | None:
         with LINE.turn(self.place, job):

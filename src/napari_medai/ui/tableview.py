@@ -12,7 +12,9 @@ from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from napari_medai.core.result import Table
 
-_SAYS_NOTHING = 3  # rank of columns that are not shown
+# by the first word of their names; others, such as mean intensities, are 2
+_RANKS = {"label": 0, "score": 0, "volume": 1, "area": 1, "count": 3, "size": 3, "t": 4, "z": 4, "y": 4, "x": 4}
+_SAYS_NOTHING = 5  # rank of columns that are not shown
 
 
 class TableModel(QAbstractTableModel):
@@ -166,9 +168,7 @@ def _rank(name: str, values: NDArray[Any]) -> int:
     """
     if name == "index" or (name == "score" and bool((values == 1).all())):
         return _SAYS_NOTHING
-    if name in ("label", "score"):
-        return 0
-    return 2 if name.partition("_")[0] in ("t", "z", "y", "x") else 1
+    return _RANKS.get(name.partition("_")[0], 2)
 
 
 def text_of(value: Any, digits: int = 0) -> str:
