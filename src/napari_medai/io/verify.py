@@ -118,7 +118,7 @@ def verify(
     if not path.exists():
         raise ReadError(f"{path} does not exist; check the path.")
     if not path.is_file() and not (path.is_dir() and (files_of(path) or is_zarr(path))):
-        raise ReadError(f"{path.name} is neither a file that can be verified nor a folder of DICOM files nor an OME-Zarr.")
+        raise ReadError(f"{path.name} is neither a file to verify nor a folder of DICOM files nor an OME-Zarr.")
     report = _compare(path, expected)
     if against is None or report.skipped:
         return report
