@@ -16,9 +16,9 @@ PAIRS = [
 ]  # fmt: skip
 EACH = [
     aten.leaky_relu.default, aten.relu.default, aten.elu.default, aten.silu.default, aten.gelu.default,
-    aten.sigmoid.default, aten.tanh.default, aten.exp.default, aten.sqrt.default,
+    aten.sigmoid.default, aten.exp.default, aten.sqrt.default,
 ]  # fmt: skip
-TWO = [aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor]
+TWO = [aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor]
 
 
 def layouts(shape):

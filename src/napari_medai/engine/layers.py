@@ -8,30 +8,17 @@ from typing import Any
 
 import torch
 
-from napari_medai.engine.recorded import Step, Value, aten
+from napari_medai.engine.recorded import Step, Value
+from napari_medai.engine.shapes import aten
 
 # Operators that give the same numbers whatever the order of their arguments in memory, and keep that order
 ANY_ORDER = {
-    *(aten.cat.default, aten.softmax.int, aten.prelu.default, aten.mean.dim, aten.instance_norm.default),
+    *(aten.cat.default, aten.softmax.int, aten.prelu.default, aten.instance_norm.default),
     *(aten.max_pool2d.default, aten.max_pool3d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
     *(aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.batch_norm.default),
     *(aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_bilinear2d.vec),
     *(aten.upsample_trilinear3d.vec, aten.group_norm.default, aten.clamp.default, aten.exp.default, aten.pad.default),
     *(aten.conv2d.default, aten.conv3d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
-}
-# Operators on each number for itself -> the same in its place
-IN_PLACE: dict[Any, Any] = {
-    aten.leaky_relu.default: aten.leaky_relu_.default,
-    aten.relu.default: aten.relu_.default,
-    aten.elu.default: aten.elu_.default,
-    aten.silu.default: aten.silu_.default,
-    aten.gelu.default: aten.gelu_.default,
-    aten.sigmoid.default: aten.sigmoid_.default,
-    aten.tanh.default: aten.tanh_.default,
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.sub.Tensor: aten.sub_.Tensor,
-    aten.mul.Tensor: aten.mul_.Tensor,
-    aten.div.Tensor: aten.div_.Tensor,
 }
 CONVOLUTIONS = {aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding, aten.conv3d.padding}
 TRANSPOSED = {aten.conv_transpose2d.input, aten.conv_transpose3d.input}
@@ -78,24 +65,6 @@ class Layer:
             return False
         settings = self.weight.shape[2:], self.stride, self.padding, self.more, self.dilation
         return [set(numbers) for numbers in settings] == [{3}, {2}, {1}, {1}, {1}]
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether what comes out can be added to what goes in, and the sum is a convolution, too."""
-        if self.transposed or self.groups != 1 or self.weight.shape[0] != self.weight.shape[1]:
-            return False
-        ends = [d * (n - 1) for d, n in zip(self.dilation, self.weight.shape[2:], strict=True)]
-        return (
-            set(self.stride) == {1}
-            and all(n % 2 for n in self.weight.shape[2:])
-            and ends == [2 * n for n in self.padding]
-        )
-
-    def and_itself(self) -> torch.Tensor:
-        """The weights of the convolution that adds the image to what this one gives; for one that keeps the size."""
-        weight = self.weight.clone()
-        weight.flatten(2)[..., weight[0, 0].numel() // 2] += torch.eye(len(weight))  # sizes are odd
-        return weight
 
 
 def convolution(step: Step) -> Layer | None:

@@ -17,7 +17,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from napari_medai.engine import layers
 from napari_medai.engine.kernels import Convolution, Doubling, Normalisation, last, pointwise, rows, scaled
-from napari_medai.engine.recorded import Record, Step, Value, aten
+from napari_medai.engine.recorded import IN_PLACE, Record, Step, Value
+from napari_medai.engine.shapes import aten
 
 _Tensors = dict[Value, torch.Tensor]
 _Kernel = Callable[[_Tensors], Any]
@@ -237,10 +238,7 @@ class _Maker:
             return None
         self.loose.add(result)
         other = step.flat[1 if step.flat[0] is made.result else 0]
-        itself = other is layer.source and layer.keeps_size
-        parts, kernel = self._kernel(layer, layer.and_itself() if itself else layer.weight, layer.bias)
-        if itself:
-            return _Node(parts, [result], lambda _: lambda tensors: kernel(*(tensors[part] for part in parts)))
+        parts, kernel = self._kernel(layer, layer.weight, layer.bias)
 
         def build(writable: set[Value]) -> _Kernel:
             if other in writable:
@@ -322,7 +320,7 @@ class _Maker:
 
     def _one_by_one(self, step: Step, result: Value) -> _Node | None:
         """Operators on each number for itself, in place where that may be."""
-        writing = layers.IN_PLACE.get(step.operator)
+        writing = IN_PLACE.get(step.operator)
         slope = layers.slope(step)
         if writing is None and slope is None:
             return None

@@ -18,9 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from napari_medai.engine.shapes import shaped
-
-aten = torch.ops.aten
+from napari_medai.engine.shapes import aten, shaped
 
 
 class NotRecordable(Exception):
@@ -257,24 +255,22 @@ def record(network: nn.Module, image: torch.Tensor) -> Record:
 
 # Operators whose result is their argument where shape and strides are the same
 _SAME = {
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-    aten.contiguous.default, aten.detach.default, aten.alias.default, aten.to.dtype, aten.to.device,
-    aten.to.dtype_layout, aten.view.default, aten.reshape.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.contiguous.default, aten.detach.default,
+    aten.alias.default, aten.to.dtype, aten.to.device, aten.view.default, aten.reshape.default,
 }  # fmt: skip
-# Operators that write into their first argument -> the same that make a tensor
-_WRITING: dict[Any, Any] = {
-    aten.leaky_relu_.default: aten.leaky_relu.default,
-    aten.relu_.default: aten.relu.default,
-    aten.elu_.default: aten.elu.default,
-    aten.silu_.default: aten.silu.default,
-    aten.gelu_.default: aten.gelu.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.tanh_.default: aten.tanh.default,
-    aten.add_.Tensor: aten.add.Tensor,
-    aten.sub_.Tensor: aten.sub.Tensor,
-    aten.mul_.Tensor: aten.mul.Tensor,
-    aten.div_.Tensor: aten.div.Tensor,
+# Operators on each number for itself, and the same that write into their first argument
+IN_PLACE: dict[Any, Any] = {
+    aten.leaky_relu.default: aten.leaky_relu_.default,
+    aten.relu.default: aten.relu_.default,
+    aten.elu.default: aten.elu_.default,
+    aten.silu.default: aten.silu_.default,
+    aten.gelu.default: aten.gelu_.default,
+    aten.sigmoid.default: aten.sigmoid_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.sub.Tensor: aten.sub_.Tensor,
+    aten.mul.Tensor: aten.mul_.Tensor,
 }
+_MAKING = {writing: making for making, writing in IN_PLACE.items()}
 
 
 def simplified(record: Record) -> Record:
@@ -332,7 +328,7 @@ def _written_once(record: Record) -> Record:
     families = 1 + max(count, default=0)
     for step in record.steps:
         flat = names.all(step.flat)
-        target, functional = (step.flat[0] if step.flat else None), _WRITING.get(step.operator)
+        target, functional = (step.flat[0] if step.flat else None), _MAKING.get(step.operator)
         if functional is not None and isinstance(target, Value) and len(count[target.family]) == 1:
             before = flat[0]
             if step.result is target and _keeps_kind(before, flat):

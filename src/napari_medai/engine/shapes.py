@@ -21,8 +21,8 @@ _LIKE_FIRST = {
 # Operators on each number for itself; and those that compare, and give truth
 _EACH = {
     *(aten.leaky_relu.default, aten.relu.default, aten.elu.default, aten.silu.default, aten.gelu.default),
-    *(aten.sigmoid.default, aten.tanh.default, aten.prelu.default, aten.clamp.default, aten.exp.default),
-    *(aten.sqrt.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
+    *(aten.sigmoid.default, aten.prelu.default, aten.clamp.default, aten.exp.default),
+    *(aten.sqrt.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor),
 }
 _TRUTH = {aten.eq.Scalar, aten.ne.Scalar}
 _IN_PLACE = {aten.leaky_relu_.default, aten.relu_.default, aten.elu_.default}
