@@ -231,7 +231,7 @@ def _every_second(stored: Stored) -> bool:
     for fine, coarse in pairwise(stored.levels):
         for where in _pieces(coarse):
             finer = (*where[:-2], *(slice(2 * s.start, 2 * s.stop, 2) for s in where[-2:]))
-            if not np.array_equal(_read(coarse, where), _read(fine, finer), equal_nan=True):
+            if not np.array_equal(_read(coarse, where), _read(fine, finer), equal_nan=fine.dtype.kind == "f"):
                 return False
     return True
 

@@ -1,4 +1,4 @@
-"""Labels that are too large for memory, read back from NIfTI piece by piece: nibabel's header, and then the bytes."""
+"""What is too large for memory, read back from NIfTI piece by piece: nibabel's header, and then the bytes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from napari_medai.core.volume import Volume
 from napari_medai.io.nifti_write import slabs
 from napari_medai.io.readback_images import ELSEWHERE, OTHER_VALUES, Row
 
-# Labels that are not in memory, and larger than this, are read back in pieces
+# What is not in memory, and larger than this, is read back in pieces
 PIECES_BYTES = 256 << 20
 
 
 def in_pieces(path: Path, volume: Volume) -> bool:
-    """Whether labels are too large to be read back as a whole, and the format can be read in pieces."""
+    """Whether a volume is too large to be read back as a whole, and the format can be read in pieces."""
     large = volume.is_lazy and volume.array.nbytes > PIECES_BYTES
-    return large and volume.dtype.kind in "iu" and path.name.lower().endswith((".nii", ".nii.gz"))
+    return (
+        large and volume.dtype.kind in "iuf" and not volume.is_rgb and path.name.lower().endswith((".nii", ".nii.gz"))
+    )
 
 
 def verify_pieces(path: Path, volume: Volume, names: Mapping[int, str] | None = None) -> list[Row]:
-    """What was asked about a file of such labels: their voxels and place, and the names as our own reader finds them.
+    """What was asked about such a file: voxels and place, and the names of labels as our own reader finds them.
 
     Raises
     ------
@@ -38,19 +40,19 @@ def verify_pieces(path: Path, volume: Volume, names: Mapping[int, str] | None = 
 
     wrong = faults(path, volume)
     kept = open_volume(path).meta.get("label_names") or {}
-    rows = [("labels as read piece by piece", not wrong, ", ".join(wrong))]
+    rows = [("voxels as read piece by piece", not wrong, ", ".join(wrong))]
     return [*rows, ("names", dict(names) == kept, "")] if names else rows
 
 
 def faults(path: Path, volume: Volume) -> tuple[str, ...]:
-    """What is not the same in a NIfTI file as in the labels that were saved; a piece of both is in memory at a time.
+    """What is not the same in a NIfTI file as in what was saved; a piece of both is in memory at a time.
 
     Parameters
     ----------
     path : Path
         The file, ``.nii`` or ``.nii.gz``.
     volume : Volume
-        What was saved: axes ``(t)(z)yx``.
+        What was saved: axes ``(c)(t)(z)yx`` in any order of c and t.
 
     Raises
     ------
@@ -74,13 +76,17 @@ def faults(path: Path, volume: Volume) -> tuple[str, ...]:
         return (ELSEWHERE,)
     if (proxy.slope, proxy.inter) != (1.0, 0.0):
         return (OTHER_VALUES,)
+    array = expected.array.transpose([expected.axes.index(axis) for axis in "ctzyx" if axis in expected.axes])
+    # real numbers were rounded to the type of the file
+    real = volume.dtype.kind == "f"
+    dtype = proxy.dtype if real else volume.dtype
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opened(path, "rb") as file:
             file.seek(int(proxy.offset))
-            for piece in slabs(expected.array, np.dtype(volume.dtype)):
+            for piece in slabs(array, np.dtype(dtype)):
                 there = np.frombuffer(file.read(piece.size * proxy.dtype.itemsize), proxy.dtype)
-                if there.size != piece.size or not np.array_equal(there, piece.ravel()):
+                if there.size != piece.size or not np.array_equal(there, piece.ravel(), equal_nan=real):
                     return (OTHER_VALUES,)
     except (OSError, EOFError, zlib.error) as error:
         raise ReadError(f"What was written cannot be read: {type(error).__name__}.") from error
