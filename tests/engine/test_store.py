@@ -12,13 +12,15 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 
 import napari_medai as medai
 from napari_medai.core.errors import ReadError, WriteError
-from napari_medai.engine.store import MemoryStore, ZarrStore, choose_store, fingerprint, folder_of
-from napari_medai.engine.zarr_store import RECORD
+from napari_medai.engine.fingerprint import fingerprint
+from napari_medai.engine.store import MemoryStore, choose_store
+from napari_medai.engine.zarr_store import RECORD, ZarrStore, folder_of
 
 SHAPE = (20, 30, 40)
 IDENTITY = {"image": "a", "model": "b"}
@@ -135,7 +137,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
 KILLED = """
     import os, signal, sys
     import numpy as np
-    from napari_medai.engine.store import ZarrStore
+    from napari_medai.engine.zarr_store import ZarrStore
     store = ZarrStore(sys.argv[1], (20, 30, 40), np.uint8, {"image": "a", "model": "b"})
     print(store.finished, flush=True)
     for start in range(store.finished, 20, 3):
@@ -209,7 +211,7 @@ LIMITED = """
     import resource, sys
     import numpy as np
     from napari_medai.core.errors import ReadError, WriteError
-    from napari_medai.engine.store import ZarrStore
+    from napari_medai.engine.zarr_store import ZarrStore
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     store = ZarrStore(sys.argv[1], (16, 256, 256), np.uint16, {"image": "a"})
     store.write(np.s_[:8,], np.ones((8, 256, 256), np.uint16))
@@ -287,19 +289,20 @@ def test_fingerprints_tell_images_apart():
     assert len({fingerprint(v) for v in [ct, *changed]}) == 6
 
 
-def test_fingerprint_of_a_lazy_image_reads_little():
-    import dask.array as da
-
+@pytest.mark.parametrize("at", [(0, 0, 0), (37, 20, 11), (59, 31, 31)])
+def test_a_lazy_image_that_differs_in_any_voxel_is_another(at):
+    pixels = np.arange(60 * 32 * 32, dtype=np.int16).reshape(60, 32, 32)
+    other = pixels.copy()
+    other[at] += 1
     read = []
 
-    def block(block_info=None):
-        read.append(block_info[None]["chunk-location"])
-        return np.full((1, 64, 64), len(block_info), np.int16)
+    def lazy(array):
+        chunks = da.from_array(array, chunks=(7, 16, 32))
+        return medai.from_array(chunks.map_blocks(lambda part: read.append(part.shape) or part, meta=chunks._meta))
 
-    chunks = ((1,) * 200, (64,), (64,))
-    lazy = da.map_blocks(block, chunks=chunks, dtype=np.int16, meta=np.zeros((0, 0, 0), np.int16))
-    assert fingerprint(medai.from_array(lazy)) == fingerprint(medai.from_array(lazy))
-    assert len(set(read)) == 9
+    assert fingerprint(lazy(pixels)) == fingerprint(lazy(pixels.copy()))
+    assert len(read) == 2 * 9 * 2  # each chunk once
+    assert fingerprint(lazy(pixels)) != fingerprint(lazy(other))
 
 
 def test_labels_whose_folder_is_gone_are_an_error_and_not_empty(tmp_path):

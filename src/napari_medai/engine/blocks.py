@@ -23,7 +23,8 @@ from napari_medai.core.errors import WriteError, reason_of
 from napari_medai.engine.instances import Decoding, Part, decode_part
 from napari_medai.engine.planes import Planes
 from napari_medai.engine.resample import weights
-from napari_medai.engine.store import MemoryStore, ZarrStore
+from napari_medai.engine.store import MemoryStore
+from napari_medai.engine.zarr_store import ZarrStore
 
 # Beside a store's own record: objects in the bands that are finished
 COUNTS = ".medai-objects.json"

@@ -10,11 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from napari_medai.engine.fingerprint import fingerprint
 from napari_medai.engine.scratch import Scratch, gib
-from napari_medai.engine.zarr_store import ZarrStore, folder_of, region_of
-
-__all__ = ["MemoryStore", "Store", "ZarrStore", "choose_store", "fingerprint", "folder_of"]
+from napari_medai.engine.zarr_store import ZarrStore, region_of
 
 _MIB = 2**20
 # Labels are stretches of one number: maps of a hundred organs took 1/100 of their size. Where less than this share of
