@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from benchmarks.slide import make_dicom, make_tiff, make_zarr
+from benchmarks.slide import fields, make_dicom, make_tiff, make_zarr
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume, from_array
 from napari_medai.engine import nuclei
@@ -208,6 +208,19 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     found = by_blocks(maps, (400, 260), (64, 100), 40, store=store, tell=lambda labels, where: bands.append(where))
     assert 0 < len(bands) < 6  # of seven
     np.testing.assert_array_equal(found, whole(maps, (400, 260)))
+
+
+def test_the_slide_of_the_benchmark_is_the_same_by_rows() -> None:
+    made = fields(1800, tissue=0.4)
+    whole = made[:]
+    assert whole.shape == made.shape == (1800, 1800)
+    np.testing.assert_array_equal(np.concatenate([made[n : n + 700] for n in range(0, 1800, 700)]), whole)
+    # of 3 x 3 cells, the last of which are cut off, four are tissue
+    lit = made.share(slice(0, 1800), slice(0, 1800))
+    assert 0.3 < lit < 0.6
+    assert 0.8 * lit < np.count_nonzero(whole) / whole.size <= lit
+    noisy = fields(1800, tissue=0.0, noise=5.0)[:]
+    assert noisy.std() == pytest.approx(5, rel=0.05)
 
 
 def test_three_kinds_of_file_have_the_same_nuclei(tmp_path: Path) -> None:
