@@ -23,6 +23,8 @@ from napari_medai.core.errors import DeviceError, MedaiError, ModelError, WriteE
 from napari_medai.core.result import Mask
 from napari_medai.core.stage import Progress
 from napari_medai.core.volume import Volume
+from napari_medai.engine.sweep import Sweep
+from napari_medai.engine.tiling import plan_tiles
 from napari_medai.engine.weights import forget
 from napari_medai.models.spec import Model, Tiling
 from tests.engine import sick
@@ -198,3 +200,10 @@ def test_a_disk_that_is_full_under_a_run(tmp_path: Path, earlier: Earlier) -> No
     found = medai.segment(volume, model, device="cpu", progress=progress)
     np.testing.assert_array_equal(found.labels.numpy(), np.where(pixels > 0, 7, 0))
     assert sick.alive() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_sums_on_a_disk_have_their_room_before_they_are_written() -> None:
+    sweep = Sweep(plan_tiles((64, 64), (32, 32)), lambda first, scores: None, keep="disk")
+    with no_file_beyond(2500), pytest.raises(WriteError, match=r"The sums of tiles take .* than the system allows"):
+        sweep.add((0, 0), torch.zeros(2, 32, 32))

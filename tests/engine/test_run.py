@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from napari_medai.core.errors import DeviceError, ModelError
 from napari_medai.core.stage import Cancelled, Params, Progress
 from napari_medai.core.volume import from_array
-from napari_medai.engine import streaming
+from napari_medai.engine import streaming, weights
 from napari_medai.engine.predict import first_pass
 from napari_medai.engine.run import start
 from napari_medai.models.spec import Accepts, Gives, Model, ModelSpec, Tiling
@@ -140,6 +141,35 @@ def test_cancelling_takes_effect_within_one_tile(begin):
 def test_cancelled_before_the_first_tile(begin):
     with pytest.raises(Cancelled):
         begin(Listener(stop_after=0)).predict(IMAGE, lambda x: pytest.fail("ran"), tile=(8, 8))
+
+
+def test_the_output_of_a_pass_is_gone_before_the_next(begin):
+    made, alive = [], []
+
+    def network(x):
+        alive.append(sum(reference() is not None for reference in made))
+        out = 2 * x.numpy()
+        made.append(weakref.ref(out))
+        return torch.from_numpy(out)
+
+    np.testing.assert_allclose(begin().predict(IMAGE, network, tile=(16, 16)), 2 * IMAGE, atol=1e-6)
+    assert len(alive) > 4
+    assert set(alive) == {0}
+
+
+def test_a_single_tile_is_handed_over_as_it_is(begin):
+    made, shared = [], []
+
+    def network(x):
+        made.append(2 * x)
+        return made[-1]
+
+    def take(first, scores):
+        shared.append(np.shares_memory(scores, made[0].numpy()))
+        np.testing.assert_array_equal(scores, 2 * IMAGE[:, first : first + scores.shape[1]])
+
+    begin().stream(IMAGE, take, network, tile=(64, 64))
+    assert shared == [True]
 
 
 class Small(nn.Module):
@@ -318,6 +348,24 @@ def test_a_device_that_disappears_is_a_clear_error():
         start("segment", from_array(IMAGE[0]), model(), Params(device="cpu"), Progress()),
     ):
         raise torch.AcceleratorError("CUDA error: device lost\nfor debugging …")
+
+
+def test_a_device_that_disappeared_gives_nothing_back_and_no_other_error(monkeypatch):
+    """After such an error every call of CUDA fails, that which empties its cache too."""
+
+    def lost(device):
+        raise torch.AcceleratorError("CUDA error: device lost")
+
+    monkeypatch.setattr("napari_medai.engine.run.release_memory", lost)
+    weights.warm(("x", "cpu"), nn.Identity, torch.device("cpu"))
+    with (
+        pytest.raises(DeviceError, match="stopped during segment"),
+        start("segment", from_array(IMAGE[0]), model(), Params(device="cpu"), Progress()),
+    ):
+        raise torch.AcceleratorError("CUDA error: device lost")
+    made = nn.Identity()
+    assert weights.warm(("x", "cpu"), lambda: made, torch.device("cpu")) is made  # the one that was lost is not kept
+    weights.forget()
 
 
 def test_an_unknown_runner_is_an_error(begin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +63,8 @@ def run_exported(
     if letters != volume.spatial_axes:
         raise ModelError(f"The model takes {letters}; the image has {volume.spatial_axes}.")
     run.progress.update(0, 1, "preparing")
-    prepared = _prepared(volume, run)
-    image = np.concatenate([part.array for part in prepared])
+    prepared = prepare(volume, spec.prepare, note=run.note)
+    image = np.asarray(prepared.array)  # whole: so the network's own framework takes it, padded
     inputs = axes.split(",")
     counts = _counts(inputs, shapes, len(image))
     sizes = _sizes(spec, inputs, shapes, letters)
@@ -91,14 +92,9 @@ def run_exported(
         )
     maps = _activated(maps, str(spec.options.get("activation", "none")))
     if spec.stage == "denoise":
-        return prepared[0].undo_image(maps[0])
-    return _labels(maps, bool(seen.get("labels")), prepared[0], run, params)
-
-
-def _prepared(volume: Volume, run: Run) -> list[Prepared]:
-    """Each channel for itself."""
-    channels = [volume.take("c", n) for n in range(volume.size("c"))] if "c" in volume.axes else [volume]
-    return [prepare(channel, run.spec.prepare, note=run.note) for channel in channels]
+        # in the scale of the first channel
+        return replace(prepared, offset=prepared.offset[:1], scale=prepared.scale[:1]).undo_image(maps[0])
+    return _labels(maps, bool(seen.get("labels")), prepared, run, params)
 
 
 def _counts(inputs: Sequence[str], shapes: Sequence[Sequence[int]], found: int) -> list[int]:
@@ -186,11 +182,16 @@ def _chosen(found: list[tuple[str, NDArray[Any]]], name: str) -> NDArray[Any]:
 
 
 def _activated(maps: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
+    """In the place of the maps: those of a whole image may be most of what is held."""
     if activation == "sigmoid":
-        return (1 / (1 + np.exp(-np.clip(maps, -60, 60)))).astype(np.float32)
+        np.negative(np.clip(maps, -60, 60, out=maps), out=maps)
+        np.exp(maps, out=maps)
+        maps += 1
+        return np.reciprocal(maps, out=maps)
     if activation == "softmax":
-        powers = np.exp(maps - maps.max(axis=0))
-        return np.asarray(powers / powers.sum(axis=0), dtype=np.float32)
+        maps -= maps.max(axis=0)
+        np.exp(maps, out=maps)
+        maps /= maps.sum(axis=0)
     return maps
 
 

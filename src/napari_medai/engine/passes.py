@@ -52,6 +52,8 @@ class Passes:
     def pad(self, array: NDArray[Any], mode: str = "symmetric") -> NDArray[Any]:
         """An image (C, \\*shape) with what is put at its ends; ``mode`` as for `numpy.pad`."""
         width = [(0, 0), *zip(self.before, self.after, strict=True)]
+        if not any(map(any, width)):
+            return array
         if mode == "reflect" and any(n < 2 for n in self.shape):
             mode = "symmetric"  # one voxel has no reflection
         return np.pad(array, width, mode=mode)  # type: ignore[call-overload,no-any-return]

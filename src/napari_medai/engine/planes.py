@@ -19,7 +19,7 @@ from napari_medai.engine.resample import weights
 
 NOT_FINITE = "Some pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
 # Voxels of the image that are looked at in one go
-_VOXELS = 2**24
+_VOXELS = 2**22
 
 
 class Planes:
@@ -85,7 +85,8 @@ class Planes:
             if self._oriented[n] != self.shape[n + 1]:
                 out = _along(out, n + 1, rows[n][:, seen[n]])
         zero = out == 0 if self._zero else None
-        out = (out - self._offset[pieces[0]]) / self._scale[pieces[0]]
+        out = out - self._offset[pieces[0]]  # may have been the image itself
+        out /= self._scale[pieces[0]]
         if zero is not None:
             out[zero] = 0
         if self._clip is not None:
@@ -174,12 +175,14 @@ def extremes(array: Any) -> tuple[float, float]:
 
 def sample(array: Any, most: int) -> NDArray[np.float32]:
     """At most so many values, evenly spread over the flattened array."""
-    step = ceil(prod(array.shape) / most)
-    found, at = [], 0
+    size = prod(array.shape)
+    step, at, filled = ceil(size / most), 0, 0
+    found = np.empty(ceil(size / step), np.float32)
     for slab in slabs_of(array):
-        found.append(slab.ravel()[-at % step :: step].astype(np.float32))
-        at += slab.size
-    return np.concatenate(found)
+        some = slab.ravel()[-at % step :: step]
+        found[filled : filled + len(some)] = some
+        at, filled = at + slab.size, filled + len(some)
+    return found
 
 
 def _along(array: NDArray[np.float32], axis: int, rows: Any) -> NDArray[np.float32]:

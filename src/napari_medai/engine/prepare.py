@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,12 +278,20 @@ def normalisation(pixels: Any, how: Prepare) -> tuple[float, float]:
     if how.nonzero:
         seen = seen[seen != 0]
     if how.normalise == "zscore":
-        deviation = float(seen.std(dtype=np.float64))
-        return float(seen.mean(dtype=np.float64)), deviation or highest - lowest
+        mean = float(seen.mean(dtype=np.float64))
+        # in parts: all at once would be a copy in double precision
+        squares = sum(float(np.square(part - mean).sum()) for part in _parts(seen))
+        return mean, (squares / len(seen)) ** 0.5 or highest - lowest
     low, high = (
-        lowest if p == 0 else highest if p == 100 else float(np.percentile(seen, p)) for p in (how.low, how.high)
+        lowest if p == 0 else highest if p == 100 else float(np.percentile(seen, p, overwrite_input=True))
+        for p in (how.low, how.high)
     )
     return _onto(how, low, high) if high > low else _onto(how, lowest, highest)
+
+
+def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
+    for first in range(0, len(values), 2**20):
+        yield values[first : first + 2**20].astype(np.float64)
 
 
 def _onto(how: Prepare, low: float, high: float) -> tuple[float, float]:
