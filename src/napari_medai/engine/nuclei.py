@@ -67,18 +67,8 @@ def at_object_size(image: Any, run: Run, diameter: float) -> tuple[Planes, float
     return Planes(rows, None, shape, (seen.low,), (max(seen.high - seen.low, 1e-6),)), scale
 
 
-def segment_nuclei(volume: Volume, run: Run, params: Any, block: tuple[int, int] = (0, 0)) -> Any:
-    """Instances on a 2-D image (y, x), numbered from 1: int32, lazy where they do not fit into memory.
-
-    Parameters
-    ----------
-    volume : Volume
-        Axes ``yx``; read as it is needed.
-    run, params
-        Of the stage.
-    block : tuple of 2 ints
-        Rows and columns that are decoded at once; 0 chooses. The result does not depend on it.
-    """
+def segment_nuclei(volume: Volume, run: Run, params: Any) -> Any:
+    """Instances on a 2-D image (y, x), numbered from 1: int32, lazy where they do not fit into memory."""
     seen, scale = at_object_size(volume.array, run, params.diameter)
     options = run.spec.options
     how = Decoding(
@@ -97,16 +87,8 @@ def segment_nuclei(volume: Volume, run: Run, params: Any, block: tuple[int, int]
     store = choose_store((height, width), np.int32, folder, same, most, run.note)
     complete = False
     try:
-        blocks = Blocks(
-            (height, width),
-            (seen.shape[1], seen.shape[2]),
-            how,
-            store,
-            margin,
-            block,
-            lambda labels, where: run.progress.partial(labels, where),
-            run.note,
-        )
+        grid = (seen.shape[1], seen.shape[2])
+        blocks = Blocks((height, width), grid, how, store, margin, tell=run.progress.partial, note=run.note)
         if store.finished:
             run.note(f"went on at row {store.finished} of {height}, where an earlier run ended")
         if store.finished < height:
