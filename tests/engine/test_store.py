@@ -68,14 +68,14 @@ def test_the_same_run_goes_on(tmp_path):
     first = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
     first.write(np.s_[:11,], whole[:11])
     first.mark(9)
-    first.close(complete=False)
+    first.close()
     second = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
-    assert (second.resumed, second.finished, second.complete) == (True, 9, False)
+    assert second.finished == 9
     second.write(np.s_[9:,], whole[9:])
     second.mark(20)
     second.close()
     third = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
-    assert third.complete
+    assert third.finished == 20
     np.testing.assert_array_equal(third.array[:], whole)
 
 
@@ -85,12 +85,11 @@ def test_another_run_begins_anew(tmp_path, change):
     first.write(np.s_[:,], labels_of())
     if change != "unmarked":
         first.mark(20)
-    first.close(complete=False)
+    first.close()
     shape = (20, 30, 41) if change == "shape" else SHAPE
     identity = {"identity": {**IDENTITY, "model": "c"}, "none": None}.get(change, IDENTITY)
     second = ZarrStore(tmp_path / "s", shape, np.uint16 if change == "dtype" else np.uint8, identity)
     assert second.finished == 0
-    assert not second.resumed
     assert second.array.shape == shape
     assert not second.array[:].any()
 
@@ -99,7 +98,7 @@ def test_another_run_begins_anew(tmp_path, change):
 def test_what_is_damaged_is_not_gone_on_with(tmp_path, damage):
     first = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
     first.mark(5)
-    first.close(complete=False)
+    first.close()
     if damage == "array":
         (tmp_path / "s" / "0" / "zarr.json").write_text("{")
         assert ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY).finished == 0
@@ -127,7 +126,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     first = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
     with pytest.raises(WriteError, match="Another run"):
         ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
-    first.close(complete=False)
+    first.close()
     second = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
     del second  # a run that forgot to close
     gc.collect()
@@ -162,7 +161,7 @@ def test_a_killed_process_leaves_what_it_finished(tmp_path):
     assert second.stdout.strip() == "12"
     expected = np.repeat(np.arange(0, 20, 3) + 1, 3)[:20]
     store = ZarrStore(tmp_path / "s", SHAPE, np.uint8, IDENTITY)
-    assert store.complete
+    assert store.finished == 20
     np.testing.assert_array_equal(store.array[:], np.broadcast_to(expected[:, None, None], SHAPE))
 
 
@@ -193,12 +192,12 @@ def test_a_full_disk_keeps_what_is_finished(small_disk):
         _fill(store)
     done = store.finished
     assert done == 16
-    store.close(complete=False)
+    store.close()
     again = ZarrStore(small_disk / "s", (64, 256, 256), np.uint16, IDENTITY)
     assert again.finished == done
     expected = np.random.default_rng(0).integers(0, 65535, (8, 256, 256), dtype=np.uint16)
     np.testing.assert_array_equal(again.array[:8], expected)
-    again.close(complete=False)
+    again.close()
 
 
 def test_a_disk_that_cannot_be_written(small_disk):
@@ -263,7 +262,7 @@ def test_a_named_folder_is_taken_whatever_fits(tmp_path):
     assert folder_of(labels[:5]) is None
     assert folder_of(labels + 0) is None
     store.close()
-    assert json.loads((tmp_path / "s" / RECORD).read_text())["complete"]
+    assert json.loads((tmp_path / "s" / RECORD).read_text())["finished"] == 0
 
 
 def test_no_disk_with_room_is_said(monkeypatch, tmp_path):

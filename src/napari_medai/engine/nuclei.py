@@ -85,7 +85,6 @@ def segment_nuclei(volume: Volume, run: Run, params: Any) -> Any:
     most = min(MOST_LABELS_MB, FREE_SHARE * run.room().free_mb)
     same = identity(run) if folder is not None else None
     store = choose_store((height, width), np.int32, folder, same, most, run.note)
-    complete = False
     try:
         grid = (seen.shape[1], seen.shape[2])
         blocks = Blocks((height, width), grid, how, store, margin, tell=run.progress.partial, note=run.note)
@@ -96,9 +95,8 @@ def segment_nuclei(volume: Volume, run: Run, params: Any) -> Any:
             run.decided = partial(_found, threshold=how.foreground_threshold)
             run.stream(seen, blocks.take, begin=blocks.begin, made=lambda channels: made, empty=run.spec.tiling.empty)
         blocks.close()
-        complete = True
     finally:
-        store.close(complete)
+        store.close()
     return store.labels()
 
 

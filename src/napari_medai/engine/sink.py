@@ -186,7 +186,7 @@ class LabelSink:
 
     def abandon(self) -> None:
         """Keep what is finished for a later run; called when this one ends early."""
-        self.store.close(complete=False)
+        self.store.close()
 
 
 def identity(run: Run) -> dict[str, str]:

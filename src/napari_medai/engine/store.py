@@ -57,8 +57,8 @@ class Store(Protocol):
     def labels(self) -> Any:
         """What a `Volume` takes: a numpy array, or a dask array that keeps a temporary folder alive."""
 
-    def close(self, complete: bool = True) -> None:
-        """Nothing more is written; a run that is not complete can be gone on with where the store lies in a folder."""
+    def close(self) -> None:
+        """Nothing more is written; what is marked as finished can be gone on with where the store lies in a folder."""
 
 
 class MemoryStore:
@@ -82,7 +82,7 @@ class MemoryStore:
         """See `Store.labels`."""
         return self.array
 
-    def close(self, complete: bool = True) -> None:
+    def close(self) -> None:
         """See `Store.close`."""
 
 

@@ -78,8 +78,7 @@ class ZarrStore:
         self.path = Path(path).expanduser().absolute()
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
         self.chunks = tuple(chunks) or _chunks(self.shape, sweep)
-        self.resumed = False
-        self._finished, self._complete = 0, False
+        self._finished = 0
         self._lock = threading.Lock()
         self._unsynced: set[tuple[int, ...]] = set()
         self._keeps = keeps
@@ -114,7 +113,7 @@ class ZarrStore:
             return None
         if tuple(array.shape) != self.shape or array.dtype != self.dtype or tuple(array.chunks) != self.chunks:
             return None
-        self.resumed, self._finished, self._complete = True, finished, record.get("complete") is True
+        self._finished = finished
         return array
 
     def _made(self) -> Any:
@@ -140,11 +139,6 @@ class ZarrStore:
     def finished(self) -> int:
         """See `Store`."""
         return self._finished
-
-    @property
-    def complete(self) -> bool:
-        """Whether the run came to its end."""
-        return self._complete
 
     @property
     def array(self) -> Any:
@@ -193,22 +187,9 @@ class ZarrStore:
             _FOLDERS[labels.name] = self.path
         return labels
 
-    def close(self, complete: bool = True) -> None:
-        """See `Store.close`. The record stays, so that whoever was killed before the folder took its name can do so.
-
-        Raises
-        ------
-        WriteError
-            As `write`.
-        """
-        try:
-            with self._lock, _told(self.path):
-                if complete:
-                    self._sync()
-                    self._complete = True
-                    self._write_record()
-        finally:
-            self._release()
+    def close(self) -> None:
+        """See `Store.close`. The record stays, so that whoever was killed before the folder took its name can do so."""
+        self._release()
 
     def _sync(self) -> None:
         for chunk in sorted(self._unsynced):
@@ -222,7 +203,6 @@ class ZarrStore:
             "written_by": "napari-medai",
             "identity": self._identity,
             "finished": self._finished,
-            "complete": self._complete,
         }
         temporary = self.path / f"{RECORD}.{secrets.token_hex(4)}"
         try:
