@@ -34,9 +34,9 @@ from napari_medai.ui.layers import volume_to_layers
 from napari_medai.ui.panel import StagePanel
 
 INTERVAL_MS = 5
-# listing devices; nothing; pressing Run; computing (longest, 99th percentile, longest of the window's own work); the
-# result; the layer in the viewer, and the same without us
-SPANS = ("devices", "at rest", "start", "running", "99 %", "own work", "result", "layer", "napari alone")
+# listing devices; nothing; pressing Run; computing (longest, 99th percentile); the result; own work in the last three;
+# the layer in the viewer, and the same without us
+SPANS = ("devices", "at rest", "start", "running", "99 %", "result", "own work", "layer", "napari alone")
 DRAWN_SECONDS = 0.4  # after which a new layer has been drawn
 RUNS = (
     ("segment", "head_mr", "brain"),
@@ -151,8 +151,8 @@ def measure(stage: str, name: str, model: str, watch: Watch) -> dict[str, float]
             "start": max(watch.gaps(pressed, started, ours), default=0.0),
             "running": max(running),
             "99 %": statistics.quantiles(running, n=100)[98],
-            "own work": max(watch.gaps(started, last, ours, work=True)),
             "result": max(watch.gaps(last, ended, ours), default=0.0),
+            "own work": max(watch.gaps(pressed, ended, ours, work=True)),
             "layer": watch.during(ours[: len(made)]),
             "napari alone": watch.during(theirs),
         }

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QPushButton, QVBoxL
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores, Table
 from napari_medai.core.volume import Volume
+from napari_medai.ui.job import State
 from napari_medai.ui.navigate import current_index, go_to
 from napari_medai.ui.reports import report
 from napari_medai.ui.scoresview import ScoresView, verdict
@@ -161,6 +162,12 @@ def _named(table: Table) -> str:
 
 def _ml(volume: float) -> str:
     return f"{volume:,.0f} ml" if volume >= 100 else f"{volume:.3g} ml"
+
+
+def told(result: Result, state: State) -> str:
+    """What is said of the run that gave a result: what came out, how long it took, and what was done on the way."""
+    notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
+    return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device.upper()}{notes}"
 
 
 def summary(result: Result) -> str:

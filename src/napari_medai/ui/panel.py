@@ -29,10 +29,9 @@ from napari_medai.ui.choosers import DeviceChooser, LayerChooser, ModelChooser
 from napari_medai.ui.earlier import Earlier
 from napari_medai.ui.fit import FitView
 from napari_medai.ui.form import Form, form_layout, scrolling
-from napari_medai.ui.job import State
 from napari_medai.ui.layers import layer_to_volume
 from napari_medai.ui.offers import NEWS, doubtful, is_heatmap, misfit, model_for, models_for
-from napari_medai.ui.outcome import Outcome, summary
+from napari_medai.ui.outcome import Outcome, told
 from napari_medai.ui.partial import Partial
 from napari_medai.ui.reports import report
 from napari_medai.ui.runlist import RunList
@@ -302,6 +301,7 @@ class StagePanel(QWidget):
             return
         run = Run(self.stage, layer, volume, model, params, only_plan=only_plan)
         self._running.runs.append(run)
+        self._partials[run] = Partial(self._viewer, run)
         self.runs.add(run)
         self._say("")
         self._timer.start()
@@ -331,10 +331,10 @@ class StagePanel(QWidget):
         self.runs.show_state(run)
         if run.place.waiting_for:
             return
-        state = run.job.state
-        begun = run in self._partials
+        state, partial = run.job.state, self._partials[run]
+        begun = partial.begun
         with self._placing_ours():
-            self._partials.setdefault(run, Partial(self._viewer, run)).look()
+            partial.look()
         if begun:
             activity = self._running.activity(run, f"{self.stage.title} {run.layer.name}")
             activity.show(state)  # lets Qt handle events: the run may be over after it
@@ -342,45 +342,40 @@ class StagePanel(QWidget):
                 run.job.cancel()
 
     def _finish(self, run: Run) -> None:
-        state = run.job.state
-        self._running.forget(run)
-        self.runs.remove(run)
-        partial = self._partials.pop(run, None)
+        """End a run: its layers now, the rest at the next look, for the window has its turn between."""
+        state, partial = run.job.state, self._partials[run]
         try:
-            said = self._show(run, state, partial)
+            found = run.job.result()
+            if run.only_plan:
+                said = plan_text(found)
+            elif partial.made is None:
+                partial.made = self._place(run, found.layers, partial)
+                return
+            else:
+                self.outcome.show_result(found.result, run.layer, run.volume, partial.made)
+                said = told(found.result, state)
         except Cancelled:
             said = f"Cancelled after {state.seconds:.1f} s; nothing was changed."
-        except Exception as error:  # noqa: BLE001  # the run's, or napari's with its layers: nothing of it may stay
+        except Exception as error:  # noqa: BLE001  # the run's, or napari's with its layers: no row or layer may stay
             said = report(error)
-        self._hide(partial)
+        self._running.forget(run)
+        self.runs.remove(run)
+        with self._placing_ours():
+            self._partials.pop(run).remove()
         self._say(said)
         self._update_button()
         if LINE.in_use:  # before the next run ends Python does not do it by itself
             gc.collect()
 
-    def _hide(self, partial: Partial | None) -> None:
-        """Take away the labels of a run that gave no result."""
-        if partial is not None:
-            with self._placing_ours():
-                partial.remove()
-
-    def _show(self, run: Run, state: State, partial: Partial | None) -> str:
-        """Put what a run found into the viewer and the dock, wherever its image is by now; what is said of it."""
-        found = run.job.result()
-        if run.only_plan:
-            return plan_text(found)
-        layers = found.layers
+    def _place(self, run: Run, layers: list[Layer], partial: Partial) -> list[Layer]:
+        """Put layers of a result into the viewer, wherever its image is by now; those that are there then."""
         with self._placing_ours():
             if self.replace.isChecked():
                 self.earlier.drop(run)
-            if partial is not None:
-                layers = [partial.become(layer) for layer in layers]
-            made = [layer if layer in self._viewer.layers else self._viewer.add_layer(layer) for layer in layers]
-        self.earlier.add(run, made)
-        result = found.result
-        self.outcome.show_result(result, run.layer, run.volume, made)
-        notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
-        return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device.upper()}{notes}"
+            layers = [partial.become(layer) for layer in layers]
+            layers = [layer if layer in self._viewer.layers else self._viewer.add_layer(layer) for layer in layers]
+        self.earlier.add(run, layers)
+        return layers
 
     # ending
 
@@ -396,7 +391,8 @@ class StagePanel(QWidget):
         runs = list(self._running.runs)
         self._running.stop()
         self.fit.stop()
-        for run in runs:
-            self.runs.remove(run)
-            self._hide(self._partials.pop(run, None))
+        with self._placing_ours():
+            for run in runs:
+                self.runs.remove(run)
+                self._partials.pop(run).remove()
         self._update_button()

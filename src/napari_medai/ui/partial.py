@@ -37,6 +37,13 @@ class Partial:
         Where it is shown.
     run : Run
         Whose labels it shows; of other runs nothing is shown.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether it was looked at before, or there is no layer to be made.
+    made : list of Layer or None
+        The layers of the result, once they are in the viewer.
     """
 
     def __init__(self, viewer: Viewer, run: Run) -> None:
@@ -44,16 +51,16 @@ class Partial:
         self._seen = 0
         self._next = 0.0
         self._kept: Any = None  # the array that the layer shows
-        self._begun = run.stage != "segment" or run.only_plan
+        self.begun = run.stage != "segment" or run.only_plan
+        self.made: list[Layer] | None = None
         self.layer: Layer | None = None
 
     def look(self) -> None:
         """Make the layer, or show what was found since the last time if it is time to."""
-        if self._pixels > _MOST_PIXELS:
-            return
-        if not self._begun:
-            self._begun = True
-            self._add()
+        if not self.begun:
+            self.begun = True
+            if self._pixels <= _MOST_PIXELS:
+                self._add()
             return
         found = self._run.job.found
         now = time.monotonic()
@@ -61,8 +68,8 @@ class Partial:
         if layer is None or found is None or found[1] == self._seen or now < self._next:
             return
         self._seen = found[1]
-        if found[0].shape != self._shape:
-            return  # one frame of a series: it would be seen in all of them
+        if found[0].shape != self._shape or self._pixels > _MOST_PIXELS:
+            return  # one frame of a series would be seen in all of them
         if found[0] is not self._kept:
             self._kept = found[0]
             layer.data = self._data(found[0])[0]

@@ -245,6 +245,8 @@ def _warm_up(_: Progress) -> None:
     WORKER.start()
     for module in _LATE_IMPORTS:
         importlib.import_module(module)
+    # kept by vispy from now on: every layer of labels has a line to draw polygons with
+    importlib.import_module("vispy.visuals.line.dash_atlas").DashAtlas()
 
 
 def progress_text(state: State) -> str:
