@@ -1,6 +1,6 @@
 """OME-Zarr read back a piece at a time: voxels by zarr, the place by the format's attributes; and as `open` gives them.
 
-What reads by zarr shares nothing with the writer or with `open`. A piece is a row of chunks, so that images and labels
+What reads by zarr shares nothing with the writer or with `open`. A piece is a few chunks, so that images and labels
 larger than memory are compared voxel by voxel.
 """
 
@@ -203,9 +203,10 @@ def _filed(volume: Volume, stored: Stored) -> Any:
 
 
 def _pieces(level: Any) -> Iterator[tuple[slice, ...]]:
-    """Rows of whole chunks, as many as are few voxels."""
-    steps = [*level.chunks[:-1], level.shape[-1]]
-    steps[-2] *= max(1, _FEW_VOXELS // prod(steps))
+    """Whole chunks, so many beside and below one another as are few voxels."""
+    steps = list(level.chunks)
+    for axis in (-1, -2):
+        steps[axis] *= max(1, _FEW_VOXELS // prod(steps))
     for start in product(*(range(0, n, step) for n, step in zip(level.shape, steps, strict=True))):
         yield tuple(slice(s, min(s + step, n)) for s, step, n in zip(start, steps, level.shape, strict=True))
 
