@@ -64,7 +64,7 @@ class Axis:
             index = np.asarray(self.starts)[:, None] + np.arange(self.tile)
             low, high = np.asarray(cuts[:-1])[:, None], np.asarray(cuts[1:])[:, None]
             return np.asarray((index >= low) & (index < high), dtype=np.float32)
-        weights = np.maximum(self.bells, SMALLEST_WEIGHT * (self.bells > 0))
+        weights: NDArray[np.float64] = np.maximum(self.bells, SMALLEST_WEIGHT * (self.bells > 0))
         total = np.zeros(self.starts[-1] + self.tile)
         for start, row in zip(self.starts, weights, strict=True):
             total[start : start + self.tile] += row
