@@ -323,7 +323,7 @@ def _boxes(result: Boxes, scan: Volume | Any) -> LayerData:
         "size": diameters / unit if len(result) else 1.0,
         "face_color": "transparent",
         "border_color": "yellow",
-        "border_width": 0.08,
+        "border_width": 0.03,
         "projection_mode": "rescale_spherical",
         "blending": "translucent_no_depth",
         "symbol": "disc",
