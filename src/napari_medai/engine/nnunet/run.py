@@ -128,8 +128,7 @@ def _attempt(sink: LabelSink, case: Case, folds: Sequence[Path], run: Run, way: 
     try:
         with torch.inference_mode(), _autocast(run):
             # sums on an accelerator come as copies, which are put back while it runs the next tiles
-            beside = way.keep_on.type != "cpu" and run.device.type != "cpu"
-            put_back(logits, case, sink, threshold, run.progress.check, beside)
+            put_back(logits, case, sink, threshold, run.progress.check, beside=way.keep_on.type != "cpu")
         return None
     except Overflow:
         if way.sums is torch.float32 and run.precision == "float32":
@@ -194,7 +193,8 @@ def _logits(sink: LabelSink, case: Case, folds: Sequence[Path], run: Run, way: W
         ):  # fmt: skip
             if not bool(torch.isfinite(slab).all()):
                 raise Overflow
-            yield slab
+            # what is put back beside the next tiles must not be written over
+            yield slab if keep_on == way.keep_on else slab.clone()
 
     if way.together == len(folds):
         yield from over(folds)
