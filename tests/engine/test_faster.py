@@ -449,6 +449,17 @@ def test_torch_compile_is_for_long_runs_on_cuda(monkeypatch):
     assert notes == ["the network could not be compiled and runs as it is: no compiler"]
 
 
+def test_on_cuda_convolutions_alone_are_laid_out_channels_last():
+    network = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3), nn.Linear(2, 2)]).eval()
+    network.register_parameter("scale", nn.Parameter(torch.rand(2, 3, 4, 4)))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert faster(network, torch.device("cuda"), print) is network
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert network.scale.is_contiguous()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_large_pages_are_asked_for_before_torch_takes_memory():
     code = (
         "import os, sys, napari_medai.engine as e; sys.exit('torch' in sys.modules or os.environ[e.LARGE_PAGES] != '1')"
