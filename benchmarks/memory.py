@@ -10,7 +10,8 @@
 
 On Linux the kernel's own high-water mark of the resident size is taken, set back as the region begins
 (``/proc/self/clear_refs``, proc(5)). A thread reads it every few milliseconds, because what is measured may set it
-back, too; elsewhere the thread looks at the resident size, and misses what is shorter.
+back, too; elsewhere the thread looks at the resident size, and misses what is shorter. Nothing of the package is used:
+peers are measured in processes that have it not, and so is the package's own count of memory.
 """
 
 from __future__ import annotations

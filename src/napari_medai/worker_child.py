@@ -6,7 +6,6 @@ Started by `napari_medai.worker`. Three threads: the first one computes, one lis
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.plan import Plan
 from napari_medai.core.stage import Cancelled, Planned, Progress
+from napari_medai.engine.device import release_host_memory
 from napari_medai.worker_values import Packing, Parcel, Unpacking, receive, reserve, roomy, send
 
 # Said more often, progress costs more than it tells
@@ -260,9 +260,7 @@ def _where(error: BaseException) -> str:
 def _tidy() -> None:
     """Give memory back to the system: a worker may wait for hours."""
     gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    release_host_memory()
 
 
 def _preload(modules: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 from weakref import WeakSet
 
 import psutil
@@ -17,7 +17,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Largest resident size since it was made, MiB.
+    """Largest resident size since it was made, MiB; watched until `close`, or to the end of a ``with`` block.
 
     Linux keeps the mark itself and lets it be lowered to what is resident now (``5`` into ``/proc/self/clear_refs``,
     see proc(5)); elsewhere a thread looks every 5 ms.
@@ -35,6 +35,12 @@ class Peak:
         self._kept = _lower_mark()
         if not self._kept:
             threading.Thread(target=self._watch, name="medai-memory", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def mb(self) -> float:
         """The peak so far."""

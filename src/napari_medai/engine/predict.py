@@ -198,21 +198,18 @@ def first_pass(rows: Rows, network: Network, sweep: Sweep, setting: Setting, obs
     # what earlier work freed and the C library keeps would hide what this takes
     release_host_memory()
     with torch.inference_mode():
-        peak = Peak()
-        pixels = _stacked([rows.cut(tile)], device)
-        reading = peak.close() - resident_mb()
+        with Peak() as peak:
+            pixels = _stacked([rows.cut(tile)], device)
+        reading = peak.mb() - resident_mb()
         if cuda:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
-        peak = Peak()
         began = time.perf_counter()
-        try:
+        with Peak() as peak:
             out = forward(network, pixels, observer)
             if cuda:
                 torch.cuda.synchronize(device)
-        finally:
-            highest = peak.close()
-        seconds = time.perf_counter() - began
+        highest, seconds = peak.mb(), time.perf_counter() - began
         highest_on_device = torch.cuda.max_memory_allocated(device) / _MIB if cuda else 0.0
         out = _agreed(network, pixels, out, observer)
     release_host_memory()
