@@ -24,6 +24,7 @@ from napari_medai.engine.nnunet.run import checkpoint_path, chosen_folds
 from napari_medai.engine.nnunet.sliding import mirrored
 from napari_medai.engine.nnunet.spool import Spool
 from napari_medai.engine.nnunet.ways import first_way
+from napari_medai.engine.peak import Peak
 from napari_medai.engine.zarr_store import folder_of as folder_of_labels
 from napari_medai.models import load, nnunet
 from napari_medai.models.nnunet_stage import StagePlan
@@ -320,3 +321,17 @@ def test_a_second_stage_goes_on_and_the_first_stays_in_memory(tmp_path: Path) ->
     resumed = medai.segment(scan()[0], model, progress=Keeping(place))
     np.testing.assert_array_equal(resumed.labels.numpy(), whole.labels.numpy())
     assert any("earlier run had finished" in note for note in resumed.provenance.notes)
+
+
+def test_memory_is_watched_no_longer_after_a_first_pass_that_fails(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(network: Any, image: torch.Tensor, *given: Any, **others: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(run, "mirrored", fails)
+    watched = set(Peak._open)
+    with pytest.raises(ModelError, match="no kernel") as caught:
+        medai.segment(scan()[0], load(nnunet.describe(trained, folds="0")))
+    assert caught.tb is not None  # it holds the frames, and what they opened
+    assert set(Peak._open) == watched
