@@ -129,20 +129,18 @@ class Worker:
         WorkerError
             The process cannot be started, or does not know them.
         """
-        kind, what, process = self._asked_devices()
-        if kind == "ended" and self._process is not None:  # with a run: it was cancelled and did not answer, or crashed
-            kind, what, process = self._asked_devices()
+        for again in (True, False):
+            process = self._alive()
+            with process.asked("devices", None) as inbox:
+                try:
+                    kind, what = inbox.get(timeout=_DEVICES_SECONDS)
+                except queue.Empty:
+                    raise WorkerError("The process that runs the models does not say what devices there are.") from None
+            if kind != "ended" or not again or self._process is None:  # ended with a run: cancelled, or it crashed
+                break
         if kind != "done":
             raise process.failed() if kind == "ended" else _fault(*what)
         return cast("tuple[DeviceInfo, ...]", what)
-
-    def _asked_devices(self) -> tuple[str, Any, _Process]:
-        process = self._alive()
-        with process.asked("devices", None) as inbox:
-            try:
-                return (*inbox.get(timeout=_DEVICES_SECONDS), process)
-            except queue.Empty:
-                raise WorkerError("The process that runs the models does not say which devices there are.") from None
 
     def close(self) -> None:
         """End the process; the next run starts a new one."""
@@ -365,10 +363,9 @@ class _Process:
                 self.popen.wait(_END_SECONDS)
             for thread in self._threads:
                 thread.join(_END_SECONDS)
-            for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            for stream in filter(None, (self.popen.stdin, self.popen.stdout, self.popen.stderr)):
+                with contextlib.suppress(OSError):
+                    stream.close()
             self._remove()
 
     def _remove(self) -> None:
