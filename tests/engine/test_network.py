@@ -14,6 +14,7 @@ from napari_medai.core.geometry import Reorientation, scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine.labelling import activated, decided, largest_piece, pieces
+from napari_medai.engine.store import MemoryStore
 from napari_medai.models import load, probe
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, Model, ModelSpec, Prepare, Tiling
@@ -382,6 +383,51 @@ def test_a_card_that_calls_background_what_is_none_is_found_out(tmp_path: Path) 
     found = medai.segment(dark_scan(), package(tmp_path / "p", brighter_than(0.5), tiling=tiling), device="cpu")
     np.testing.assert_array_equal(found.labels.numpy() > 0, dark_scan().numpy() > 0.5)
     assert any("not all background" in note for note in found.provenance.notes)
+
+
+@pytest.mark.parametrize("above", [5.0, 0.5])
+def test_background_of_regions_is_told_by_their_thresholds(tmp_path: Path, above: float) -> None:
+    """The channel of what is darker is always the larger one: only the threshold tells the cube."""
+    labels = (Label(value=1, name="all", threshold=0.999), Label(value=2, name="cube"))
+    state = brighter_than(above)
+    state["convolutions.1.bias"] = torch.tensor([20.0, -above])  # nothing, and how much brighter
+    state["convolutions.1.weight"] = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1)
+    tiling = Tiling(size=(16, 16, 16), multiple=1, halo=1, overlap=0.0, empty=2.0)
+    more: dict[str, Any] = {"gives": Gives(kind="labels", labels=labels), "options": {"output": "sigmoid"}}
+    model = package(tmp_path / "p", state, tiling=tiling, **more)
+    found = medai.segment(dark_scan(), model, device="cpu")
+    np.testing.assert_array_equal(found.labels.numpy() == 2, dark_scan().numpy() > above)
+    told = any("not all background" in note for note in found.provenance.notes)
+    assert told == (above < 2)
+    assert (found.provenance.tiles < 16) == (above > 2)
+
+
+def test_a_threshold_moves_the_border_of_a_network_that_decides_itself(tmp_path: Path) -> None:
+    model, volume = package(tmp_path / "p", brighter_than(5)), scan()
+    found = medai.segment(volume, model, device="cpu", threshold=0.9).labels.numpy()
+    np.testing.assert_array_equal(found == 7, volume.numpy() - 5 > np.log(9))
+
+
+def test_memory_that_runs_out_while_labels_are_made_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, volume = package(tmp_path / "p", brighter_than(5)), scan((40, 40, 40))
+    calm = medai.segment(volume, model, device="cpu", threshold=0.5).labels.numpy()
+    calls = 0
+    write = MemoryStore.write
+
+    def full(store: MemoryStore, where: Any, labels: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        write(store, where, labels)
+
+    monkeypatch.setattr(MemoryStore, "write", full)
+    found = medai.segment(volume, model, device="cpu", threshold=0.5)
+    assert calls > 2
+    assert any("voxels" in note for note in found.provenance.notes)
+    np.testing.assert_array_equal(found.labels.numpy(), calm)
 
 
 def test_tiles_of_one_value_are_asked_for_once(tmp_path: Path) -> None:

@@ -101,8 +101,9 @@ def segment(volume: Volume, run: Run, params: Any) -> Any:
         raise ModelError(f"options.output of {run.spec.id!r} is 'values', which are no labels; say 'softmax'.")
     threshold = float(getattr(params, "threshold", 0.0))
     labels = run.spec.gives.labels
-    held = isinstance(ready.array, np.ndarray)  # others go through piece by piece
-    if held and hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
+    # images that are not held go through piece by piece
+    plain = isinstance(ready.array, np.ndarray) and output != "sigmoid" and not threshold
+    if plain and hasattr(network, "labels") and _classes(network) and not ready_scores(ready, run):
         tell = partial(_tell, run)
         pixels = np.asarray(ready.array)[(slice(None), *box)]
         tiling = run.spec.tiling
@@ -171,11 +172,21 @@ def _streamed(ready: Prepared, box: tuple[slice, ...], network: nn.Module, run: 
         taking = whole.taking_mb + planes * channels * prod(around) * 4 / _MIB
         return replace(whole, taking_mb=taking, finishing_mb=finishing)
 
+    def begin() -> int:
+        return int(min(max(0, sink.begin - low), high - low - 1))
+
+    def again() -> int:
+        sink.rewind()
+        return begin()
+
+    def winners(scores: torch.Tensor) -> torch.Tensor:
+        return decide(len(scores)).winners(scores)
+
+    run.decided = winners
+    how["empty"] = run.spec.tiling.empty
     try:
         if not sink.complete:
-            begin = min(max(0, sink.begin - low), high - low - 1)
-            empty = run.spec.tiling.empty if output != "sigmoid" else None  # compared by the largest class
-            run.stream(pixels, take, network, axis=axis, begin=begin, made=made, empty=empty, **how)
+            run.stream(pixels, take, network, axis=axis, begin=begin(), again=again, made=made, **how)
     except BaseException:
         sink.abandon()
         raise

@@ -214,6 +214,7 @@ class Run:
         *,
         axis: int = 0,
         begin: int = 0,
+        again: Callable[[], int] | None = None,
         made: Callable[[int], Made] = lambda channels: Made(),
         **cutting: Unpack[Cutting],
     ) -> None:
@@ -234,6 +235,9 @@ class Run:
             Along which planes are handed over. Default 0.
         begin : int
             First plane that is wanted. Default 0.
+        again : callable, optional
+            The first plane that is wanted after memory ran out, perhaps while planes were taken. Default: the one
+            after those that were taken.
         made : callable
             What ``take`` and its like make of so many channels, for the plan.
         **cutting
@@ -244,7 +248,7 @@ class Run:
         ModelError, DeviceError, Cancelled
             As `predict`.
         """
-        stream(self, array, take, network, cutting, axis=axis, begin=begin, made=made)
+        stream(self, array, take, network, cutting, axis=axis, begin=begin, again=again, made=made)
 
     def provenance(self) -> Provenance:
         """The record of the run so far."""

@@ -55,6 +55,13 @@ class Decide:
                 f"{len(self.thresholds)} thresholds for {len(self.values)} channels that are decided by {self.kind!r}"
             )
 
+    def winners(self, scores: torch.Tensor) -> torch.Tensor:
+        """What decides on labels, of scores (K, \\*spatial): the winning channel, or which channels count."""
+        if self.kind == "above":
+            limits = scores.new_tensor(self.thresholds)
+            return scores > limits.reshape(-1, *(1,) * (scores.ndim - 1))
+        return scores[1] - scores[0] > self.thresholds[0] if self.thresholds else scores.argmax(0)
+
     @property
     def table(self) -> NDArray[Any]:
         """Label of each winner, (channels + 1,): of the smallest type that holds all; the last is for none."""

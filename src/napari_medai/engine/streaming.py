@@ -84,6 +84,7 @@ def stream(
     *,
     axis: int,
     begin: int,
+    again: Callable[[], int] | None,
     made: Callable[[int], Made],
 ) -> None:
     """See `napari_medai.engine.run.Run.stream`."""
@@ -126,7 +127,7 @@ def stream(
         finally:
             sweep.close()  # also where somebody keeps the error, and with it what the frames hold
         # Outside of the except block, whose traceback holds the tensors of the failed pass
-        begin, known = sweep.finished, {}
+        begin, known = again() if again is not None else sweep.finished, {}
         release_memory(run.device)
         following = smaller(setting, first, steps, reach)
         if following is None:
