@@ -66,11 +66,13 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        tiles = f"{self.tiles:,} tile{'' if self.tiles == 1 else 's'} of {' x '.join(map(str, self.tile))} voxels"
+        size = f"{' x '.join(map(str, self.tile))} {'pixels' if len(self.tile) == 2 else 'voxels'}"
+        tiles = f"{self.tiles:,} tile{'' if self.tiles == 1 else 's'} of {size}"
+        device = "CPU" if self.device == "cpu" else self.device
         memory = f"{self.host_mb / 1024:.1f} of {self.free_host_mb / 1024:.1f} GiB"
         if self.device_mb:
-            memory += f", {self.device_mb / 1024:.1f} of {self.free_device_mb / 1024:.1f} GiB on the {self.device}"
-        return f"{tiles} on the {self.device}, about {_duration(self.seconds)}; memory {memory}"
+            memory += f", {self.device_mb / 1024:.1f} of {self.free_device_mb / 1024:.1f} GiB on {device}"
+        return f"{tiles} on {device}, about {_duration(self.seconds)}; memory {memory}"
 
 
 def _duration(seconds: float) -> str:
