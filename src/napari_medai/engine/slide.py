@@ -13,7 +13,8 @@ from napari_medai.engine.objectsize import estimate_diameter, foreground_of, obj
 
 # Rows that are read at once: chunks are no higher as a rule, and 30,000 columns of float32 are 120 MB
 MOST_ROWS = 1024
-# Edge of the windows that the typical diameter of a larger image is taken from, and how many there are
+# Edge of the windows that the typical diameter of a larger image is taken from, and how many there are: as a whole it
+# would be thinned more than they are, and touching objects would run into one
 _WINDOW, _WINDOWS = 2048, 9
 # Longest side of the thinned image that tells where there are objects
 _COARSE = 2048
@@ -112,7 +113,7 @@ def survey(
         Called for every band; may raise `Cancelled`.
     """
     step = max(1, -(-max(rows.shape) // _COARSE))
-    windows = not diameter and max(rows.shape) > 2 * _WINDOW
+    windows = not diameter and max(rows.shape) > _WINDOW
     coarse: list[NDArray[np.float32]] = []
     count: NDArray[np.int64] | None = np.zeros(1 << 16, np.int64)
     upper = np.zeros(1 << 16, np.int64)
