@@ -37,6 +37,7 @@ _LAZY = {
     "from_array": "napari_medai.core.volume",
     "labels": "napari_medai.core.volume",
     "reslice": "napari_medai.core.reslice",
+    "Cancelled": "napari_medai.core.stage",
     "Progress": "napari_medai.core.stage",
     "MedaiError": "napari_medai.core.errors",
 }
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from napari_medai.api import classify, denoise, detect, explain, plan_stage, run_stage, segment
     from napari_medai.core.errors import MedaiError
     from napari_medai.core.reslice import reslice
-    from napari_medai.core.stage import Progress
+    from napari_medai.core.stage import Cancelled, Progress
     from napari_medai.core.volume import Volume, from_array, labels
     from napari_medai.io import list_series, open, save
     from napari_medai.models import find_models, load_model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
-from napari_medai.core.errors import ParamsError
+from napari_medai.core.errors import InputError, ParamsError
 from napari_medai.core.plan import Plan
 from napari_medai.core.result import Boxes, Denoised, Heatmap, Mask, Result, Scores
 from napari_medai.core.stage import DryRun, Params, Planned, Progress, fields_of
@@ -49,6 +50,7 @@ def run_stage(
     """
     if stage not in STAGES:
         raise ParamsError(f"No stage is called {stage!r}; there are: {', '.join(STAGES)}.")
+    _check_volume(stage, volume)
     row = STAGES[stage]
     chosen = load_model(model or default_model(stage, volume))
     result: Result = row.load()(volume, chosen, params or row.params(), progress or Progress())
@@ -81,6 +83,7 @@ def plan_stage(
     MedaiError
         As the stage documents.
     """
+    _check_volume(stage, volume)
     chosen = load_model(model or default_model(stage, volume))
     if not can_be_planned(stage, chosen):
         return None
@@ -109,6 +112,18 @@ def default_model(stage: str, volume: Volume) -> str:
     if stage == "denoise" and volume.ndim_spatial == 3 and "self3d" in fitting:
         return "self3d"
     return first if first in fitting or not fitting else fitting[0]
+
+
+def _check_volume(stage: str, given: object) -> None:
+    if isinstance(given, Volume):
+        return
+    if isinstance(given, str | os.PathLike):
+        how = "a path; open it first: medai.open(path)"
+    elif hasattr(given, "shape"):
+        how = 'an array; make a volume of it first: medai.from_array(array, "yx"), with the names of its axes'
+    else:
+        how = "no image; open one with medai.open(path), or take the image of a result"
+    raise InputError(f"{stage} takes a Volume and was given {how} ({type(given).__name__} found).")
 
 
 def _call(stage: str, volume: Volume, model: str | Model, progress: Progress | None, values: dict[str, Any]) -> Result:

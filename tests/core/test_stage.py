@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from napari_medai.core.errors import ParamsError
@@ -51,3 +52,23 @@ def test_a_part_of_a_progress() -> None:
     assert seen == [(0.625, "second"), (0.75, "done")]
     with pytest.raises(Cancelled):
         part.check()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"steps": "many"}, "steps is 'many', of type str; give a whole number"),
+        ({"steps": 2.5}, "steps is 2.5, of type float; give a whole number"),
+        ({"strength": None}, "strength is None, of type NoneType; give a number"),
+        ({"strength": float("nan")}, r"strength is nan; it goes from 0\.0 to 1\.0"),
+        ({"override": "no"}, "override is 'no', of type str; give True or False"),
+        ({"device": 0}, "device is 0, of type int; give a text"),
+    ],
+)
+def test_values_of_another_type_are_refused_in_words(value, says) -> None:
+    with pytest.raises(ParamsError, match=says):
+        DenoiseParams(**value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    DenoiseParams(steps=np.int64(3), strength=np.float32(0.5), override=np.bool_(True))

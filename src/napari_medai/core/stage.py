@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import numbers
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -154,7 +155,7 @@ class Params:
     Raises
     ------
     ParamsError
-        A value is out of its range or not one of the choices.
+        A value is of another type, out of its range or not one of the choices.
     """
 
     device: Device = param("auto", "Device", "Where the model runs; auto takes an accelerator if there is one.")
@@ -176,6 +177,15 @@ class Params:
         return dataclasses.asdict(self)
 
 
+# type of a parameter -> what its values are instances of, and what that is in words
+_KINDS: Mapping[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+}
+
+
 @dataclass(frozen=True)
 class Field:
     """One parameter as the panel and the shell see it."""
@@ -193,9 +203,14 @@ class Field:
 
     def check(self, value: Any) -> None:
         """Raise `ParamsError` if the value does not fit."""
+        kinds, expected = _KINDS.get(self.type, (object, ""))
+        # numpy's truth values are no kind of number and no bool
+        if not isinstance(value, kinds) and not (self.type is bool and type(value).__name__.startswith("bool")):
+            raise ParamsError(f"{self.name} is {value!r}, of type {type(value).__name__}; give {expected}.")
         if self.choices and value not in self.choices:
             raise ParamsError(f"{self.name} is {value!r}; use one of {', '.join(map(str, self.choices))}.")
-        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+        # put so that NaN fails
+        if (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high):
             raise ParamsError(f"{self.name} is {value}; it goes from {self.low} to {self.high}.")
 
 

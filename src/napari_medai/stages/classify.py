@@ -12,7 +12,7 @@ from napari_medai.core.stage import Params, Progress, param
 from napari_medai.core.volume import Volume
 from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
-from napari_medai.stages.common import check_fit, for_network, one_channel, pixels
+from napari_medai.stages.common import channel_of, check_fit, for_network, one_channel, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ def run(volume: Volume, model: Model, params: ClassifyParams, progress: Progress
     with start("classify", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         seen = at_frame(for_network(volume, model, params.channel), params.frame)
-        scored = run.runner(seen.replace(array=pixels(seen)), run, params)
+        image = pixels(seen, channel_of(volume, seen, params.channel))
+        scored = run.runner(seen.replace(array=image), run, params)
         labels = model.spec.gives.labels
         return Scores(
             classes=tuple(label.name for label in labels),

@@ -109,8 +109,22 @@ def frames(volume: Volume) -> list[Volume]:
     return [volume.take("t", n) for n in range(volume.size("t"))] if "t" in volume.axes else [volume]
 
 
-def pixels(volume: Volume) -> NDArray[np.float32]:
+def channel_of(volume: Volume, seen: Volume, channel: int) -> str:
+    """Which channel of an image was taken, for messages; empty if there was nothing to choose."""
+    return (
+        f"channel {channel} of {volume.size('c')} (numbered from 0)"
+        if "c" in volume.axes and "c" not in seen.axes
+        else ""
+    )
+
+
+def pixels(volume: Volume, of: str = "") -> NDArray[np.float32]:
     """The pixels as float32 in memory, known to be finite and not all the same.
+
+    Parameters
+    ----------
+    of : str
+        See `channel_of`.
 
     Raises
     ------
@@ -119,10 +133,10 @@ def pixels(volume: Volume) -> NDArray[np.float32]:
     InputError
         All pixels are the same.
     """
-    return np.ascontiguousarray(as_stored(volume.replace(array=volume.numpy())), dtype=np.float32)
+    return np.ascontiguousarray(as_stored(volume.replace(array=volume.numpy()), of), dtype=np.float32)
 
 
-def as_stored(volume: Volume) -> Any:
+def as_stored(volume: Volume, of: str = "") -> Any:
     """The pixels in the type and the place that they have, known to be finite and not all the same.
 
     Raises
@@ -131,13 +145,13 @@ def as_stored(volume: Volume) -> Any:
         As `pixels`.
     """
     _check_type(volume.dtype)
-    _check_parts(volume.array)
+    _check_parts(volume.array, of)
     return volume.array
 
 
-def for_runner(volume: Volume, model: Model) -> Any:
+def for_runner(volume: Volume, model: Model, of: str = "") -> Any:
     """The pixels as the model's runner takes them: `as_stored` or as `pixels`."""
-    return as_stored(volume) if model.spec.runner in ANY_TYPE else pixels(volume)
+    return as_stored(volume, of) if model.spec.runner in ANY_TYPE else pixels(volume, of)
 
 
 def _check_type(dtype: np.dtype[Any]) -> None:
@@ -145,7 +159,7 @@ def _check_type(dtype: np.dtype[Any]) -> None:
         raise InputError(f"Pixels of type {dtype} cannot be computed on; convert them to real numbers.")
 
 
-def _check_parts(array: Any) -> None:
+def _check_parts(array: Any, of: str = "") -> None:
     """Raise `NotFiniteError` or `InputError`; of a lazy array whole rows of chunks are read, as many as are needed."""
     size = int(np.prod(array.shape, dtype=np.int64))
     height = max(array.chunks[0]) if hasattr(array, "chunks") else array.shape[0]
@@ -162,7 +176,9 @@ def _check_parts(array: Any) -> None:
             f"{bad} of {size} pixels are NaN or infinite; replace them first, e.g. with numpy.nan_to_num."
         )
     if low == high:
-        raise InputError(f"Every pixel has the value {low}: there is nothing to look at.")
+        where = f" of {of}" if of else ""
+        how = " Choose another with channel=… (medai: --channel …)." if of else ""
+        raise InputError(f"Every pixel{where} has the value {low}: there is nothing to look at.{how}")
 
 
 def stack(arrays: list[NDArray[Any]], like: Volume) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.classify import at_frame
-from napari_medai.stages.common import check_fit, for_network, for_runner, one_channel
+from napari_medai.stages.common import channel_of, check_fit, for_network, for_runner, one_channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ def run(volume: Volume, model: Model, params: DetectParams, progress: Progress) 
     with start("detect", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
         seen = at_frame(for_network(volume, model, params.channel), params.frame)
-        found = run.runner(seen.replace(array=for_runner(seen, model)), run, params)
+        found = run.runner(
+            seen.replace(array=for_runner(seen, model, channel_of(volume, seen, params.channel))), run, params
+        )
         order = np.argsort(-np.asarray(found.scores), kind="stable")
         pad = 3 - scan.ndim_spatial
         centres = np.asarray(found.centres, dtype=float).reshape(len(order), scan.ndim_spatial)[order]

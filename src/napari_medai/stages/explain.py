@@ -11,7 +11,7 @@ from napari_medai.core.volume import Volume
 from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
 from napari_medai.stages.classify import at_frame
-from napari_medai.stages.common import check_fit, one_channel, pixels
+from napari_medai.stages.common import channel_of, check_fit, one_channel, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ def run(volume: Volume, model: Model, params: ExplainParams, progress: Progress)
     volume = to_expected_units(volume, model.spec)
     with start("explain", volume, model, params, progress, notes) as run:
         scan = at_frame(one_channel(volume, params.channel), params.frame)
-        heat, target = explain(scan.replace(array=pixels(scan)), run, params)
+        seen = pixels(scan, channel_of(volume, scan, params.channel))
+        heat, target = explain(scan.replace(array=seen), run, params)
         image = scan.replace(array=heat, name=f"{volume.name} {model.id}")
         return Heatmap(image, target, params.method, run.provenance())

@@ -11,7 +11,7 @@ from napari_medai.core.stage import Params, Part, Progress, param
 from napari_medai.core.volume import Volume
 from napari_medai.models.gate import to_expected_units
 from napari_medai.models.spec import Model
-from napari_medai.stages.common import check_fit, for_network, for_runner, frames, one_channel, stack
+from napari_medai.stages.common import channel_of, check_fit, for_network, for_runner, frames, one_channel, stack
 from napari_medai.stages.measure import measure
 
 
@@ -60,12 +60,13 @@ def run(volume: Volume, model: Model, params: SegmentParams, progress: Progress)
     volume = to_expected_units(volume, model.spec)
     with start("segment", volume, model, params, progress, notes) as run:
         scan = one_channel(volume, params.channel)
+        of = channel_of(volume, scan, params.channel)
         taken = frames(for_network(volume, model, params.channel))
         run.frames = len(taken)
         labelled, images = [], []
         for n, (frame, seen) in enumerate(zip(frames(scan), taken, strict=True)):
             run.progress = Part(progress, n / len(taken), (n + 1) / len(taken))
-            images.append(for_runner(frame, model))
+            images.append(for_runner(frame, model, of))
             array = images[-1] if seen.axes == frame.axes else for_runner(seen, model)
             labelled.append(run.runner(seen.replace(array=array), run, params))
         labels = scan.replace(
