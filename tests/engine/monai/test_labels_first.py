@@ -48,7 +48,7 @@ def both(bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, shape: Any
 
 def share(whole: Mask, spared: Mask) -> float:
     assert len(np.unique(whole.labels.numpy())) > 1
-    assert any("do not fit into memory: labels were decided" in note for note in spared.provenance.notes)
+    assert any("do not fit into memory: labels are decided" in note for note in spared.provenance.notes)
     assert spared.labels.shape == whole.labels.shape
     return float((whole.labels.numpy() == spared.labels.numpy()).mean())
 

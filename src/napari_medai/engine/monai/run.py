@@ -101,10 +101,12 @@ def computed(volume: Volume, run: Run, params: Any, plan: Plan, network: nn.Modu
             raise
         pred = None
     if pred is None and spare is not None:  # outside of the except block, whose traceback holds a pass
-        run.note("the scores of the whole image do not fit into memory: labels were decided row of windows by row")
-        if spare.back:
+        run.note("the scores of the whole image do not fit into memory: labels are decided row of windows by row")
+        resampled = sorted(image.shape[1:]) != sorted(handed.shape)
+        pred = labelled(image, inferer, network, run, prod(handed.shape) if resampled else 0)
+        if spare.back and resampled:
             run.note("the labels were resampled to the scan's voxels, to the nearest, where MONAI resamples scores")
-        pred, after = labelled(image, inferer, network, run), spare
+        after = spare
     run.progress.update(1, 1, "finishing")
     if isinstance(pred, list):  # boxes of a detector
         data |= pred[0]
