@@ -15,7 +15,7 @@ from napari_medai.stages import STAGES
 
 PACKAGE = Path(napari_medai.__file__).parent
 MANIFEST = PACKAGE / "napari.yaml"
-# microscopy and photographs stay napari's own in the viewer
+# plain TIFF and photographs stay napari's own in the viewer
 VIEWER_FORMATS = ("dicom", "nifti")
 # pairs of header and pixels are read by script and shell; `*.img` and `*.hdr` mean other things to other plugins
 SHELL_SUFFIXES = (".hdr", ".img")
@@ -132,6 +132,8 @@ def test_menus_are_ones_that_napari_lets_plugins_add_to(manifest):
         ("MR.1.2.840.113619.2.5", True),
         ("brain.nii.gz", True),
         ("Brain.NII", True),
+        ("slide.ome.tif", True),
+        ("Slide.OME.TIFF", True),
         ("photo.png", False),
         ("stack.tif", False),
         ("notes.txt", False),

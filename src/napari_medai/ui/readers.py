@@ -1,7 +1,7 @@
 """napari's way in: files and folders become layers.
 
-`dicom_reader` and `nifti_reader` answer at once and never raise: they look at a name, and at 132 bytes where
-the name says nothing. Formats, geometry and errors are `napari_medai.io`'s.
+`dicom_reader`, `nifti_reader` and `ome_reader` answer at once and never raise: they look at a name, and at 132
+bytes where the name says nothing. Formats, geometry and errors are `napari_medai.io`'s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _ARCHIVE_SUFFIXES = (".zip", ".tar")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
+_OME_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr")
 _ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _DICM_END = 132
 _HEADER_BYTES = 540
@@ -63,6 +64,23 @@ def nifti_reader(path: Paths) -> ReaderFunction | None:
     return read_nifti if paths and all(_may_be_nifti(p) for p in paths) else None
 
 
+def ome_reader(path: Paths) -> ReaderFunction | None:
+    """napari's ``get_reader`` for OME-TIFF and OME-Zarr.
+
+    Parameters
+    ----------
+    path : str or list of str
+        What was dropped or opened.
+
+    Returns
+    -------
+    function or None
+        `read_ome`; None if some name does not end in ``.ome.tif``, ``.ome.tiff`` or ``.ome.zarr``.
+    """
+    paths = _listed(path)
+    return read_ome if paths and all(p.rstrip("/\\").lower().endswith(_OME_SUFFIXES) for p in paths) else None
+
+
 def read_dicom(path: Paths) -> list[LayerData]:
     """Layers of what lies at a path; the user chooses where there are several series.
 
@@ -83,7 +101,7 @@ def read_dicom(path: Paths) -> list[LayerData]:
     for one in _listed(path):
         if os.path.isfile(one) and _shown_already(one, opened):
             continue
-        opened += [v for v in _open_dicom(one) if not (os.path.isfile(one) and _among(v, one, opened))]
+        opened += [v for v in _open_chosen(one) if not (os.path.isfile(one) and _among(v, one, opened))]
     return _layers(opened) or _NOTHING
 
 
@@ -98,6 +116,17 @@ def read_nifti(path: Paths) -> list[LayerData]:
     from napari_medai.io import open as open_image
 
     return _layers([open_image(one) for one in _listed(path)])
+
+
+def read_ome(path: Paths) -> list[LayerData]:
+    """Layers of OME-TIFF and OME-Zarr, with pixel size and pyramid; the user chooses where there are several images.
+
+    Raises
+    ------
+    ReadError
+        A file is damaged, or there are several images and no window to ask in.
+    """
+    return _layers([volume for one in _listed(path) for volume in _open_chosen(one)]) or _NOTHING
 
 
 def open_volumes(viewer: Any, volumes: Sequence[Volume]) -> list[Any]:
@@ -159,7 +188,7 @@ def _may_be_nifti(path: str) -> bool:
     return sniff(head, Path(path))  # other formats have headers of this name too
 
 
-def _open_dicom(path: str) -> list[Volume]:
+def _open_chosen(path: str) -> list[Volume]:
     from napari_medai.core.errors import SeriesChoiceError
     from napari_medai.io import open as open_image
 
