@@ -155,6 +155,33 @@ def test_follows_the_selected_layer_and_takes_a_model_for_it(layers: Any, qtbot:
     assert (panel.layers.layer, panel.models.chosen.id) == (head, "blobs3d")
 
 
+def test_selected_image_that_does_not_fit_is_told_and_taken_once_it_does(layers: Any, qtbot: Any) -> None:
+    slide, head = add_slide(layers), add_scan(layers)
+    panel = undocked(qtbot, layers, "denoise")
+    panel.models.choose("self3d")
+    panel._pin_model(0)
+    assert panel.refusal.isHidden()
+    layers.layers.selection.active = slide
+    assert panel.layers.layer is head
+    assert not panel.refusal.isHidden()
+    assert panel.refusal.text() == (
+        "The selected image 'slide' does not fit: Model 'self3d' works on 3-D images; this one is 2-D with the axes "
+        "'yx'. The image here is still 'head'."
+    )
+    panel.models.choose("self2d")  # takes both
+    assert panel.layers.layer is slide
+    assert panel.refusal.isHidden()
+    panel.models.choose("self3d")
+    layers.layers.selection.active = head
+    layers.layers.selection.active = slide
+    assert not panel.refusal.isHidden()
+    layers.layers.selection.active = head
+    assert panel.refusal.isHidden()
+    layers.layers.selection.active = slide
+    layers.layers.remove(slide)
+    assert panel.refusal.isHidden()
+
+
 def test_model_that_a_person_chose_stays(layers: Any, qtbot: Any) -> None:
     slide, head = add_slide(layers), add_scan(layers)
     layers.layers.selection.active = slide
@@ -490,6 +517,19 @@ def test_our_errors_are_told_in_plain_words(viewer: Any, runner: Runner, qtbot: 
     assert len(viewer.layers) == 2
 
 
+def test_table_says_whose_it_is_when_the_next_image_fails(viewer: Any, runner: Runner, qtbot: Any) -> None:
+    add_scan(viewer)
+    panel = dock(viewer, "segment")
+    run(panel, qtbot)
+    assert panel.outcome.heading.text() == "1 row of head (brain)"
+    viewer.layers.selection.active = add_scan(viewer, "chest")
+    runner.does(error=("InputError", "Nothing there."))
+    run(panel, qtbot)
+    assert panel.layers.layer.name == "chest"
+    assert panel.status.text() == "Nothing there."
+    assert panel.outcome.heading.text() == "1 row of head (brain)"
+
+
 def test_unexpected_errors_say_their_kind(viewer: Any, runner: Runner, qtbot: Any) -> None:
     add_scan(viewer)
     panel = dock(viewer, "segment")
@@ -525,6 +565,32 @@ def test_layer_removed_during_a_run(viewer: Any, runner: Runner, qtbot: Any) -> 
     np.testing.assert_allclose(mask.extent.world, extent)
     panel.outcome.table.select(0)
     assert not panel.run_button.isEnabled()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (np.zeros_like, True),
+        (lambda data: data[2:, :8], True),
+        (lambda data: data[0], True),
+        (lambda data: data, False),
+    ],
+)
+def test_image_changed_during_a_run(viewer: Any, runner: Runner, qtbot: Any, change: Any, told: bool) -> None:
+    head = add_scan(viewer)
+    extent = head.extent.world.copy()
+    panel = dock(viewer, "segment")
+    runner.does(hold=True)
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=20_000)
+    head.data = change(head.data)
+    runner.go()
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    mask = viewer.layers[-1]
+    assert mask.data.shape == volume().shape
+    np.testing.assert_allclose(mask.extent.world, extent)
+    assert ("The image was changed while it ran" in panel.status.text()) is told
+    panel.outcome.table.select(0)
 
 
 @pytest.mark.parametrize("how", ["dock", "viewer"])
@@ -579,7 +645,7 @@ def test_row_of_an_instance_chooses_its_label(viewer: Any, qtbot: Any) -> None:
     add_slide(viewer)
     panel = dock(viewer, "segment")
     run(panel, qtbot)
-    assert panel.outcome.heading.text() == "2 rows"
+    assert panel.outcome.heading.text() == "2 rows of slide (nuclei)"
     panel.outcome.table.select(1)
     assert viewer.layers[1].selected_label == 2
 

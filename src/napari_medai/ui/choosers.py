@@ -42,7 +42,8 @@ class LayerChooser(Chooser):
     Signals
     -------
     layer_chosen
-        Another layer is the chosen one, by a person or because the last one went or no longer fits.
+        Another layer is the chosen one, by a person or because the last one went or no longer fits; or `refusal`
+        says something else.
     """
 
     layer_chosen = Signal()
@@ -51,6 +52,7 @@ class LayerChooser(Chooser):
         super().__init__(parent)
         self._layers: list[Layer] = []
         self._chosen: Layer | None = None
+        self._refused: Layer | None = None  # was to be chosen and did not fit
         self.reasons: dict[str, str] = {}
         self.currentIndexChanged.connect(self._on_index)
 
@@ -60,7 +62,7 @@ class LayerChooser(Chooser):
         misfit: Callable[[Layer], str],
         doubtful: Callable[[Layer], bool] = lambda _: False,
     ) -> None:
-        """Fill the list; the chosen layer stays chosen if it is still there and fits.
+        """Fill the list; the chosen layer stays chosen if it is still there and fits, unless one that was refused does.
 
         Parameters
         ----------
@@ -86,7 +88,11 @@ class LayerChooser(Chooser):
                 item.setToolTip(f"<p>{reason}</p>")
             else:
                 fitting.append(layer)
-        if not any(layer is self._chosen for layer in fitting):
+        if not any(layer is self._refused for layer in self._layers):
+            self._refused = None
+        if any(layer is self._refused for layer in fitting):
+            chosen, self._refused = self._refused, None
+        elif not any(layer is self._chosen for layer in fitting):
             chosen = next((layer for layer in fitting if not doubtful(layer)), fitting[0] if fitting else None)
         else:
             chosen = self._chosen
@@ -103,6 +109,7 @@ class LayerChooser(Chooser):
         return next((n for n, candidate in enumerate(self._layers) if candidate is layer), -1)
 
     def _on_index(self, index: int) -> None:
+        self._refused = None
         self._chosen = self._layers[index] if index >= 0 else None
         self.layer_chosen.emit()
 
@@ -111,13 +118,24 @@ class LayerChooser(Chooser):
         """The chosen layer, if any fits."""
         return self._chosen
 
-    def choose(self, layer: Layer) -> bool:
-        """Choose a layer; whether it is in the list and fits."""
-        index = self._index(layer)
-        if index < 0 or not self.model().item(index).isEnabled():
-            return False
-        self.setCurrentIndex(index)
-        return True
+    def choose(self, layer: Layer | None) -> bool:
+        """Choose a layer; whether it is in the list and fits. None: no layer is asked for any longer."""
+        index = -1 if layer is None else self._index(layer)
+        fits = index >= 0 and self.model().item(index).isEnabled()
+        before, self._refused = self._refused, layer if index >= 0 and not fits else None
+        if fits and index != self.currentIndex():
+            self.setCurrentIndex(index)
+        elif self._refused is not before:
+            self.layer_chosen.emit()
+        return fits
+
+    @property
+    def refusal(self) -> str:
+        """Why the layer that was to be chosen is not, and which one is; empty if none was refused."""
+        if self._refused is None or self._chosen is None:
+            return ""
+        name, chosen = self._refused.name, self._chosen.name
+        return f"The selected image {name!r} does not fit: {self.reasons[name]} The image here is still {chosen!r}."
 
 
 class ModelChooser(Chooser):

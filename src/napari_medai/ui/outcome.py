@@ -43,6 +43,8 @@ class Outcome(QWidget):
         self._fixed: dict[str, float] = {}
         self._table: Table = {}
         self.heading = QLabel()
+        self.heading.setWordWrap(True)
+        self.heading.setMinimumWidth(1)  # a long name must not widen the dock
         self.table = TableView()
         self.scores = ScoresView()
         self.copy_button = QPushButton("Copy")
@@ -99,7 +101,10 @@ class Outcome(QWidget):
         self.scores.setVisible(isinstance(result, Scores))
         self.copy_button.setVisible(isinstance(result, Mask | Boxes))
         self.table.set_table(self._table)
-        self.heading.setText("Scores" if isinstance(result, Scores) else f"{rows} row{'' if rows == 1 else 's'}")
+        what = "Scores" if isinstance(result, Scores) else f"{rows} row{'' if rows == 1 else 's'}"
+        # it stays while other images are chosen and run
+        self.heading.setText(f"{what} of {volume.name} ({result.provenance.model})")
+        self.heading.setToolTip(self.heading.text())
         if isinstance(result, Scores):
             self.scores.set_scores(result)
             self._on_step()
@@ -164,9 +169,10 @@ def _ml(volume: float) -> str:
     return f"{volume:,.0f} ml" if volume >= 100 else f"{volume:.3g} ml"
 
 
-def told(result: Result, state: State) -> str:
+def told(result: Result, state: State, *, changed: bool = False) -> str:
     """What is said of the run that gave a result: what came out, how long it took, and what was done on the way."""
-    notes = "".join(f"\n• {note}" for note in dict.fromkeys((*state.notes, *result.provenance.notes)))
+    of_what = ("The image was changed while it ran; this is for what it was before.",) if changed else ()
+    notes = "".join(f"\n• {note}" for note in dict.fromkeys((*of_what, *state.notes, *result.provenance.notes)))
     return f"{summary(result)}\n{state.seconds:.1f} s on {result.provenance.device.upper()}{notes}"
 
 

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import (
-    QApplication,
-    QCheckBox,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QApplication, QCheckBox, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_medai.core.errors import MedaiError
 from napari_medai.core.stage import Cancelled, fields_of
@@ -80,6 +72,8 @@ class StagePanel(QWidget):
 
     def _build(self) -> None:
         self.layers = LayerChooser()
+        self.refusal = QLabel()
+        self.refusal.setWordWrap(True)
         self.models = ModelChooser(models_for(self.stage.name))
         self.models.choose(self.stage.default_model)
         self.card_button = QPushButton("Card")
@@ -110,6 +104,7 @@ class StagePanel(QWidget):
 
         top = form_layout()
         top.addRow("Image", self.layers)
+        top.addRow(self.refusal)
         model_row = QHBoxLayout()
         model_row.setSpacing(4)
         model_row.addWidget(self.models, 1)
@@ -230,6 +225,7 @@ class StagePanel(QWidget):
         """Take the layer that is selected in napari, and unless one was chosen a model that takes it."""
         layer = self._viewer.layers.selection.active
         if not isinstance(layer, Image) or is_heatmap(layer):
+            self.layers.choose(None)
             return
         if not self._model_pinned:
             volume = self._volume(layer)
@@ -258,6 +254,8 @@ class StagePanel(QWidget):
 
     def _update_button(self) -> None:
         obstacle = self._obstacle()
+        self.refusal.setText(self.layers.refusal)
+        self.refusal.setVisible(bool(self.layers.refusal))
         self.run_button.setEnabled(not obstacle)
         self.estimate_button.setEnabled(not obstacle)
         self.run_button.setToolTip(f"<p>{obstacle or self.stage.summary}</p>")
@@ -353,7 +351,7 @@ class StagePanel(QWidget):
                 return
             else:
                 self.outcome.show_result(found.result, run.layer, run.volume, partial.made)
-                said = told(found.result, state)
+                said = told(found.result, state, changed=run.changed(self._volume(run.layer)))
         except Cancelled:
             said = f"Cancelled after {state.seconds:.1f} s; nothing was changed."
         except Exception as error:  # noqa: BLE001  # the run's, or napari's with its layers: no row or layer may stay
@@ -362,8 +360,8 @@ class StagePanel(QWidget):
         self.runs.remove(run)
         with self._placing_ours():
             self._partials.pop(run).remove()
-        self._say(said)
         self._update_button()
+        self._say(said)  # also where the image went or no longer fits
         if LINE.in_use:  # before the next run ends Python does not do it by itself
             gc.collect()
 

@@ -173,6 +173,10 @@ class Run:
             LINE.leave(self.place)
             raise
 
+    def changed(self, now: Volume | None) -> bool:
+        """Whether the layer, as the volume it gives now, holds another array than was sent; writing is not seen."""
+        return now is None or now.array is not self.volume.array
+
     def _found(self, job: Job[Any]) -> Found:
         with LINE.turn(self.place, job):
             job.begin()
