@@ -37,7 +37,7 @@ def test_a_parameter_of_another_type_is_named() -> None:
 
 @pytest.mark.parametrize(("stage", "model", "axes"), [("segment", "nuclei", "cyx"), ("detect", "blobs3d", "czyx")])
 def test_a_channel_of_one_value_is_named(stage, model, axes) -> None:
-    array = np.full((2, 16, 64, 64)[: len(axes) - 2] + (64, 64), 5, np.uint8)
+    array = np.full((*(2, 16)[: len(axes) - 2], 64, 64), 5, np.uint8)
     array[1] = np.arange(64)
     volume = medai.from_array(array, axes, modality="fluorescence")
     says = r"Every pixel of channel 0 of 2 \(numbered from 0\) has the value 5: .* another with channel="

@@ -178,13 +178,18 @@ def test_models_and_doctor(command) -> None:
         (["detect", "--out", "found.nii.gz"], "does not say how to write a table"),
         (["denoise", "--out", "clean.csv"], "does not say how to write an image"),
         (["segment", "--out", "absent/nuclei.tif"], "make it first"),
+        (["segment", "--out", "{slide}"], "is what is read; give another name"),
+        (["segment", "--out", "taken.ome.zarr"], "there is something else of that name"),
     ],
 )
 def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
     command, monkeypatch: pytest.MonkeyPatch, slide: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = command(arguments[0], slide, *arguments[1:])
+    (tmp_path / "taken.ome.zarr").mkdir()
+    before = slide.read_bytes()
+    done = command(arguments[0], slide, *(text.format(slide=slide) for text in arguments[1:]))
     assert done.returncode == 2, done.stderr
+    assert slide.read_bytes() == before
     assert says in done.stderr
     assert "%" not in done.stderr  # no progress: nothing ran

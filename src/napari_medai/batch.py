@@ -21,6 +21,7 @@ from napari_medai.core.stage import Params, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_format
 from napari_medai.io import open as open_volume
+from napari_medai.io.target import check_apart, check_target
 from napari_medai.stages import STAGES
 from napari_medai.writing import place_for, save_result
 
@@ -95,11 +96,13 @@ def run_case(
     stage: str, case: Case, model: str = "", params: Params | None = None, opening: Mapping[str, Any] | None = None
 ) -> Outcome:
     """Run one case: open, run, save. Expected failures become an outcome; a bug still raises."""
-    if Path(case.target).exists():
-        return Outcome(case, "skipped")
-    start = time.perf_counter()
+    start, target = time.perf_counter(), Path(case.target)
     try:
-        Path(case.target).parent.mkdir(parents=True, exist_ok=True)
+        check_apart(target, Path(case.source))
+        if target.exists():
+            return Outcome(case, "skipped")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_target(target, "" if "." in target.name else "images")
         volume, progress = _opened(case, opening or {}), Progress()
         progress.store = place_for(stage, volume, case.target)
         result = run_stage(stage, volume, model, params, progress)

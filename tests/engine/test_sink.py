@@ -14,6 +14,7 @@ from napari_medai.core.geometry import scaling
 from napari_medai.core.stage import Cancelled, Progress
 from napari_medai.core.volume import Volume
 from napari_medai.engine.sink import LabelSink
+from napari_medai.engine.zarr_store import RECORD, finished_in
 from napari_medai.models import load, probe
 from napari_medai.models.manifest import write_manifest
 from napari_medai.models.spec import Accepts, Gives, Label, ModelSpec, Prepare, Tiling
@@ -125,6 +126,21 @@ def test_a_run_that_was_stopped_goes_on_from_what_is_finished(model, tmp_path):
     again = medai.segment(volume, model, progress=third, device="cpu")
     assert again.provenance.tiles == 0
     np.testing.assert_array_equal(again.labels.numpy(), whole.labels.numpy())
+
+
+def test_a_run_that_had_finished_nothing_is_begun_anew_in_words(model, tmp_path):
+    class Early(Watching):
+        def update(self, done, total, message=""):
+            if (tmp_path / "labels" / RECORD).exists():
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        medai.segment(scan(), model, progress=Early(store=tmp_path / "labels"), device="cpu")
+    assert finished_in(tmp_path / "labels") == 0
+    second = Watching(store=tmp_path / "labels")
+    medai.segment(scan(), model, progress=second, device="cpu")
+    assert second.notes.count("an earlier run had finished nothing yet: it begins anew") == 1
+    assert finished_in(tmp_path / "labels") == 22
 
 
 def test_frames_of_a_series_do_not_go_on_from_each_other(model, tmp_path):

@@ -117,7 +117,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["zarr.json"]
     with pytest.raises(WriteError, match="is a file"):
         ZarrStore(folder / "zarr.json", SHAPE, np.uint8)
-    with pytest.raises(WriteError, match="make it first"):
+    with pytest.raises(WriteError, match=r"make it first\. Nothing was finished\."):
         ZarrStore(tmp_path / "none" / "s", SHAPE, np.uint8)
 
 
@@ -188,7 +188,7 @@ def small_disk():
 
 def test_a_full_disk_keeps_what_is_finished(small_disk):
     store = ZarrStore(small_disk / "s", (64, 256, 256), np.uint16, IDENTITY)
-    with pytest.raises(WriteError, match=r"the disk is full.*goes on"):
+    with pytest.raises(WriteError, match=r"the disk is full\. What is finished there is kept.*goes on"):
         _fill(store)
     done = store.finished
     assert done == 16

@@ -44,7 +44,7 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
         params = stage.params(**values)
         if out is not None:
-            _check_target(stage, out)
+            _check_target(stage, out, *[path for path in (source, against) if path is not None])
         volume = open_scan(source, series, repair, shown_values)
         if out is not None:
             _check_scan(stage, volume, out, against)
@@ -59,7 +59,9 @@ def stage_command(stage: Stage) -> Callable[..., None]:
             try:
                 result = run_stage(stage.name, volume, chosen, params, shown)
             except (KeyboardInterrupt, MedaiError):
-                if place is not None and place.exists():
+                from napari_medai.engine.zarr_store import finished_in
+
+                if place is not None and finished_in(place):
                     say(f"{stage.name}: what is finished is kept in {place.name}; the same command goes on from there.")
                 raise
         written = save_result(result, out, place, check=verify, against=against or volume) if out is not None else None
@@ -135,16 +137,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _check_target(stage: Stage, out: Path) -> None:
-    """Refuse a file that cannot be written before anything is computed for it."""
-    from napari_medai.io import find_writer
+def _check_target(stage: Stage, out: Path, *sources: Path) -> None:
+    """Refuse a file that cannot be written, or would overwrite what is read, before anything is computed for it."""
+    from napari_medai.io.target import check_target
 
     try:
-        find_writer(out, WRITES[stage.name], folder=True)
+        check_target(out, WRITES[stage.name], *sources)
     except WriteError as error:
         raise ParamsError(str(error)) from error
-    if not out.absolute().parent.is_dir():
-        raise ParamsError(f"The folder of {out.name} does not exist; make it first.")
 
 
 def _check_scan(stage: Stage, volume: Volume, out: Path, against: Path | None) -> None:

@@ -7,6 +7,7 @@ names, birth dates or identifiers of people, and no header text that could hold 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,9 @@ _REASONS = {
 
 def reason_of(error: OSError) -> str:
     """Why the system refused to write, in words."""
+    path = error.filename if isinstance(error.filename, str | os.PathLike) else ""
+    if path and error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        return "nothing can be made in that folder"  # one of the system, as /proc
     return _REASONS.get(error.errno or 0, error.strerror or "the system refused it")
 
 

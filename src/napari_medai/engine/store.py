@@ -109,7 +109,7 @@ def choose_store(
     free_mb : float
         What the labels may take of memory, MiB.
     note : callable
-        Told that a temporary folder was taken.
+        Told that a temporary folder was taken, or that an earlier run had finished nothing.
     sweep : int
         See `ZarrStore`.
 
@@ -119,7 +119,10 @@ def choose_store(
         The folder cannot be written, or no disk has room for what does not fit into memory.
     """
     if path is not None:
-        return ZarrStore(path, shape, dtype, identity, sweep=sweep)
+        kept = ZarrStore(path, shape, dtype, identity, sweep=sweep)
+        if kept.begun_anew:
+            note("an earlier run had finished nothing yet: it begins anew")
+        return kept
     size = prod(int(n) for n in shape) * np.dtype(dtype).itemsize
     if size <= free_mb * _MIB:
         return MemoryStore(shape, dtype)

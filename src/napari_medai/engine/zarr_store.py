@@ -58,6 +58,11 @@ class ZarrStore:
     keeps : object, optional
         Held on to by whoever holds `labels`: the owner of a temporary folder.
 
+    Attributes
+    ----------
+    begun_anew : bool
+        Whether an earlier run of the same kind was there and had finished nothing.
+
     Raises
     ------
     WriteError
@@ -78,6 +83,7 @@ class ZarrStore:
         self.path = Path(path).expanduser().absolute()
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
         self.chunks = tuple(chunks) or _chunks(self.shape, sweep)
+        self.begun_anew = False
         self._finished = 0
         self._lock = threading.Lock()
         self._unsynced: set[tuple[int, ...]] = set()
@@ -105,7 +111,10 @@ class ZarrStore:
         import zarr
 
         finished = record.get("finished", 0)
-        if record.get("identity") != self._identity or not isinstance(finished, int) or finished < 1:
+        if record.get("identity") != self._identity:
+            return None
+        if not isinstance(finished, int) or finished < 1:
+            self.begun_anew = True
             return None
         try:
             array = zarr.open_array(self.path / LEVEL, mode="r+")
@@ -281,6 +290,15 @@ def _chunks(shape: tuple[int, ...], sweep: int) -> tuple[int, ...]:
     return tuple(max(1, min(edge, n)) for edge, n in zip(edges, shape, strict=True))
 
 
+def finished_in(folder: Path) -> int:
+    """How many planes of a run are finished; 0 of a folder that no run has made."""
+    try:
+        finished = json.loads((folder / RECORD).read_bytes())["finished"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+    return finished if isinstance(finished, int) else 0
+
+
 def _claim(path: Path) -> dict[str, Any]:
     """Make the folder, or read the record of the run that made it; refuse one that no run has made."""
     if path.exists() and not path.is_dir():
@@ -321,7 +339,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kept = "What is finished there is kept; the same run again goes on from it."
         raise WriteError(
-            f"The labels cannot be written to {path}: {reason_of(error)}. What is finished there is kept; the same "
-            "run again goes on from it."
+            f"The labels cannot be written to {path}: {reason_of(error)}. "
+            + (kept if finished_in(path) else "Nothing was finished.")
         ) from error.with_traceback(None)  # Zarr's thread keeps it, and with it whatever the frames hold

@@ -12,6 +12,7 @@ from typing import Any
 from napari_medai.core.errors import MedaiError, ReadError, SeriesInfo, WriteError
 from napari_medai.core.volume import Volume
 from napari_medai.io import find_writer, list_series, open, save
+from napari_medai.io.target import check_apart, check_target
 
 # Long enough for a description (0008,103E: 64 characters), short enough for every file system.
 LONGEST_NAME = 80
@@ -69,11 +70,13 @@ def convert(
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     tell = tell or _untold
-    if not dicom and not dst.is_dir() and _names_a_file(dst):
+    if not dicom and (dst.suffix == ".zarr" or not dst.is_dir()) and _names_a_file(dst):
+        check_target(dst, "images", *[Path(path) for path in (src, against) if path is not None])
         volume = open(src, series_uid=series_uid, **options)
         written = save(volume, dst, check=check, against=against)
         tell(written, volume)
         return [written]
+    check_apart(dst, src)
     series = [s for s in list_series(src) if series_uid in ("", s.uid)]
     if not series:
         raise ReadError(f"{src} has no series {series_uid!r}; list them with medai info.")

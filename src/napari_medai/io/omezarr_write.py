@@ -57,7 +57,7 @@ def save_volume(volume: Volume, path: Path, record: Mapping[str, Any] | None = N
     import zarr
 
     path = Path(os.path.abspath(path))
-    _replaceable(path)
+    check_replaceable(path)
     volume = _ordered(volume)
     is_labels = bool(volume.meta.get("is_labels") or (record or {}).get("is_labels"))
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -92,7 +92,7 @@ def adopt(folder: Path, volume: Volume, path: Path, record: Mapping[str, Any] | 
     import zarr
 
     path = Path(os.path.abspath(path))
-    _replaceable(path)
+    check_replaceable(path)
     with _told(path):
         group = zarr.open_group(folder, mode="r+")
         found = group["0"]
@@ -194,7 +194,7 @@ def _image_label(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Refuse a target that is not an image of this program."""
     import zarr
 
