@@ -38,7 +38,7 @@ from napari_medai.engine.asking import Decided, First, Mirrored, Planes, first
 from napari_medai.engine.labelling import activated, decided, decision, kept_mb, largest_piece, pieces
 from napari_medai.engine.memory import is_out_of_memory
 from napari_medai.engine.planes import Planes as Lazy
-from napari_medai.engine.planes import pieces_of
+from napari_medai.engine.planes import occupied
 from napari_medai.engine.planning import Made
 from napari_medai.engine.prepare import Prepared, prepare
 from napari_medai.engine.results import SliceScores
@@ -95,7 +95,7 @@ def run_network(volume: Volume, run: Run, params: Any) -> Any:
 def segment(volume: Volume, run: Run, params: Any) -> Any:
     """Labels on the image's grid; see `run_network`."""
     ready, network = _ready(volume, run)
-    box = _box(ready, run)
+    box = occupied(ready.array, int(run.spec.options.get("crop", -1)))
     output = _output(run, "softmax")
     if output == "values":
         raise ModelError(f"options.output of {run.spec.id!r} is 'values', which are no labels; say 'softmax'.")
@@ -351,28 +351,6 @@ def _tell(run: Run, done: int, total: int) -> None:
 def _classes(network: nn.Module) -> int:
     """How many classes a network with ``labels`` tells apart; 0 of any other."""
     return int(getattr(network, "classes", 0))
-
-
-def _box(ready: Prepared, run: Run) -> tuple[slice, ...]:
-    """Where the prepared image is not empty ground, with a margin; all of it where that is not asked for."""
-    shape, margin = ready.array.shape[1:], int(run.spec.options.get("crop", -1))
-    if margin < 0:
-        return tuple(slice(0, n) for n in shape)
-    low = min(float(slab.min()) for slab in pieces_of(ready.array))
-    seen = [np.zeros(size, bool) for size in shape]
-    first = 0
-    for slab in pieces_of(ready.array):
-        some = np.any(slab > low, axis=0)
-        for axis, found in enumerate(seen):
-            part = slice(first, first + some.shape[0]) if axis == 0 else slice(None)
-            found[part] |= np.any(some, axis=tuple(n for n in range(some.ndim) if n != axis))
-        first += some.shape[0]
-    box = []
-    for size, found in zip(shape, seen, strict=True):
-        planes = np.flatnonzero(found)
-        begin, end = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size)
-        box.append(slice(max(0, begin - margin), min(size, end + margin)))
-    return tuple(box)
 
 
 def _finish(labels: NDArray[np.int32], ready: Prepared, box: tuple[slice, ...], run: Run, params: Any) -> Any:

@@ -191,3 +191,33 @@ def _along(array: NDArray[np.float32], axis: int, rows: Any) -> NDArray[np.float
     flat = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     out = (rows @ flat).reshape(rows.shape[0], *moved.shape[1:])
     return np.asarray(np.moveaxis(out, 0, axis), dtype=np.float32)
+
+
+def occupied(array: Any, margin: int) -> tuple[slice, ...]:
+    """Where an image is not empty ground, its smallest value.
+
+    Parameters
+    ----------
+    array : (C, \\*spatial) array
+        numpy or `Planes`, looked at piece by piece.
+    margin : int
+        Voxels around that; below 0 all of the image is given.
+    """
+    shape = array.shape[1:]
+    if margin < 0:
+        return tuple(slice(0, n) for n in shape)
+    low = min(float(slab.min()) for slab in pieces_of(array))
+    seen = [np.zeros(size, bool) for size in shape]
+    first = 0
+    for slab in pieces_of(array):
+        some = np.any(slab > low, axis=0)
+        for axis, found in enumerate(seen):
+            part = slice(first, first + some.shape[0]) if axis == 0 else slice(None)
+            found[part] |= np.any(some, axis=tuple(n for n in range(some.ndim) if n != axis))
+        first += some.shape[0]
+    box = []
+    for size, found in zip(shape, seen, strict=True):
+        planes = np.flatnonzero(found)
+        begin, end = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size)
+        box.append(slice(max(0, begin - margin), min(size, end + margin)))
+    return tuple(box)

@@ -100,12 +100,15 @@ class Room:
         Largest resident size that it may come to.
     held_device_mb, limit_device_mb : float
         The same of the accelerator; 0 on the CPU.
+    given : bool
+        Whether a person set the limit.
     """
 
     held_mb: float
     limit_mb: float
     held_device_mb: float = 0.0
     limit_device_mb: float = 0.0
+    given: bool = False
 
     @property
     def free_mb(self) -> float:
@@ -118,10 +121,10 @@ def room(device: torch.device, most_mb: float = 0.0) -> Room:
     held = resident_mb()
     limit = most_mb or held + USABLE * free_memory_mb(torch.device("cpu"))
     if device.type != "cuda":
-        return Room(held, limit)
+        return Room(held, limit, given=most_mb > 0)
     on_device = torch.cuda.memory_allocated(device) / _MIB
     reserved = torch.cuda.memory_reserved(device) / _MIB
-    return Room(held, limit, on_device, reserved + USABLE * free_memory_mb(device))
+    return Room(held, limit, on_device, reserved + USABLE * free_memory_mb(device), most_mb > 0)
 
 
 def predict_memory(setting: Setting, tiles: TilePlan, axis: int, cost: Cost, made: Made) -> tuple[float, float]:
@@ -186,6 +189,8 @@ def make_plan(
             f"{_text(host)} of memory would do, {_text(now.limit_mb)} can be had; close other programs, "
             "cut the image or lower its resolution, or use a machine with more memory"
         )
+        if now.given:
+            advice = f"{_text(host)} of memory would do, {_text(now.limit_mb)} are allowed (memory=…, medai: --memory)"
         if on_device > now.limit_device_mb:
             advice = f"{_text(on_device)} on the {setting.device.type} would do; choose the CPU"
     return Plan(

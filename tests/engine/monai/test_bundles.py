@@ -81,7 +81,7 @@ def test_a_bundle_is_planned_and_refused_where_its_scores_do_not_fit(tmp_path: P
     assert plan.channels == 2
     assert plan.tiles > 2
     assert plan.fits
-    with pytest.raises(DeviceError, match=r"does not fit into memory: .* cut the image"):
+    with pytest.raises(DeviceError, match=r"does not fit into memory: .* of memory would do, 1 MiB are allowed"):
         segment.run(scan((8, 40, 40)), model, segment.SegmentParams(device="cpu", memory=1), Progress())
 
 
