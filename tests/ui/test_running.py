@@ -119,10 +119,10 @@ def test_labels_of_more_than_napari_draws_at_once_are_seen_at_the_end(
         assert len(layers) == before + 1
 
 
-def test_estimates_are_offered_of_runs_that_have_tiles(panel: StagePanel, runner: Runner, qtbot: Any) -> None:
+def test_estimates_are_offered_of_runs_that_have_tiles(panel: StagePanel, runner: Runner) -> None:
     assert not panel.estimate_button.isHidden()
     explain = StagePanel(panel._viewer, "explain")
-    qtbot.addWidget(explain)
+    panel._viewer.window.add_dock_widget(explain, name="explain")
     assert explain.estimate_button.isHidden()
 
 
