@@ -696,8 +696,12 @@ def test_save_that_fails_is_told(viewer: Any, qtbot: Any, tmp_path: Path) -> Non
 
 def test_narrow_dock_shows_everything(make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
     viewer = make_napari_viewer()
-    add_scan(viewer)
+    add_scan(viewer, "head_" + 60 * "x")
     panel = dock(viewer, "segment")
     run(panel, qtbot)
-    assert panel.minimumSizeHint().width() <= 350
+    panel._pin_model(0)
+    viewer.layers.selection.active = add_slide(viewer)
+    assert panel.layers.layer.name in panel.refusal.text()
+    assert panel.layers.layer.name in panel.outcome.heading.text()
+    assert panel.run_button.parentWidget().minimumSizeHint().width() <= 350
     assert panel.form.minimumSizeHint().width() <= 330

@@ -74,6 +74,7 @@ class StagePanel(QWidget):
         self.layers = LayerChooser()
         self.refusal = QLabel()
         self.refusal.setWordWrap(True)
+        self.refusal.setMinimumWidth(1)  # a long name must not widen the dock
         self.models = ModelChooser(models_for(self.stage.name))
         self.models.choose(self.stage.default_model)
         self.card_button = QPushButton("Card")
