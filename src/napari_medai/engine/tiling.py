@@ -142,11 +142,20 @@ class TilePlan:
 
     def weight(self, tile: Tile) -> NDArray[np.float32]:
         """What each voxel of a tile weighs, (\\*tile)."""
-        weight = np.ones((1,) * len(self.axes), np.float32)
-        for n, (axis, number) in enumerate(zip(self.axes, tile, strict=True)):
-            row = axis.bells[number].astype(np.float32) if self.counted else axis.weights[number]
-            weight = weight * row.reshape([-1 if m == n else 1 for m in range(len(self.axes))])
-        return np.maximum(weight, SMALLEST_WEIGHT * (weight > 0), dtype=np.float32) if self.counted else weight
+        if not self.counted:
+            return _product([axis.weights[number] for axis, number in zip(self.axes, tile, strict=True)])
+        # which edges of a tile weigh nothing differs from tile to tile; without margins one is as the other
+        key = tile if any(axis.margin for axis in self.axes) else (0,) * len(tile)
+        if key not in self._last:
+            self._last.clear()
+            bells = [axis.bells[number].astype(np.float32) for axis, number in zip(self.axes, key, strict=True)]
+            product = _product(bells)
+            self._last[key] = np.where(product > 0, np.maximum(product, np.float32(SMALLEST_WEIGHT)), product)
+        return self._last[key]
+
+    @cached_property
+    def _last(self) -> dict[Tile, NDArray[np.float32]]:
+        return {}
 
     def place(self, tile: Tile) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where a tile lies in the image, and the part of the tile that lies there."""
@@ -157,6 +166,14 @@ class TilePlan:
             inside.append(slice(start, stop))
             part.append(slice(0, stop - start))
         return tuple(inside), tuple(part)
+
+
+def _product(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The outer product of a row along each axis."""
+    whole = np.ones((1,) * len(rows), np.float32)
+    for n, row in enumerate(rows):
+        whole = whole * row.reshape([-1 if m == n else 1 for m in range(len(rows))])
+    return whole
 
 
 def plan_tiles(
