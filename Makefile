@@ -19,7 +19,7 @@ demo: $(READY) samples
 
 test: $(READY) samples check
 	-sh scripts/orthanc.sh install
-	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/ui tests/engine tests
 
 # Archives, against Orthanc with its DICOMweb plugin, which it installs and starts on loopback.
 test-pacs: $(READY)

@@ -166,6 +166,9 @@ def overhead(folder: str, edge: int, device: str, repeats: int) -> dict[str, Any
     image = head((edge,) * 3)[0][None]
     volume = Volume(image[0], "zyx", np.eye(4), units="mm")
     model: Model = medai.load_model(folder)
+    # as a description has them that asks for no other framework's
+    usual = Tiling(size=(TILE,) * 3, multiple=16, overlap=OVERLAP)
+    model = model.model_copy(update={"spec": model.spec.model_copy(update={"tiling": usual})})
     best = {"run": math.inf, "passes": math.inf, "stage": math.inf}
     tiles = passes = 0
     for repeat in range(repeats + 1):

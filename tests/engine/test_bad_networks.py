@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_under_a_run(tmp_path: Path, earlier: Earlier) -> No
     model, progress = model_of(tmp_path / "well", "Well", size=(16, 48, 48)), Parts()
     progress.store = tmp_path / "labels"
     sick.SEEN.clear()
-    with no_file_beyond(2500), pytest.raises(WriteError, match="goes on") as caught:
+    with no_file_beyond(2500), pytest.raises(WriteError, match="Nothing was finished") as caught:
         medai.segment(volume, model, device="cpu", progress=progress)
     del caught
     earlier.assert_intact()
